@@ -1,0 +1,1 @@
+"""The harness: decides what to train, keeps what came of it, lays the results side by side."""

@@ -1,0 +1,65 @@
+"""The machine and the code a number was measured with.
+
+In:  nothing.   Out: facts by name, and a fingerprint: numbers of unlike machines are never compared.
+Knows nothing of trials.
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import catseg
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Machine, versions and git state by name; `machine_fingerprint` hashes what timings depend on."""
+    machine = {
+        "cpu": _read_cpu_model(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+    fingerprint = hashlib.sha256(repr(sorted(machine.items())).encode()).hexdigest()[:12]
+    return machine | {"machine_fingerprint": fingerprint, "catseg": catseg.__version__} | describe_git()
+
+
+def describe_git() -> dict[str, str]:
+    """The commit of this code and whether it was changed since; nothing where there is no git."""
+    folder = Path(catseg.__file__).parent
+    commit = _ask_git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changed = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
+
+
+def format_machine(environment: dict[str, str]) -> str:
+    """One line for under a table."""
+    device = environment["gpu"] if environment["gpu"] != "none" else environment["cpu"]
+    return f"{device}, {environment['threads']} threads, torch {environment['torch']}"
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _read_cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

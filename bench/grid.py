@@ -1,0 +1,200 @@
+"""An experiment file -> its trials; strict, and all of it before the first trial starts.
+
+In:  a YAML file, flags that replace its folders or choose among its trials.   Out: an Experiment.
+Knows nothing of files of photos, or of how a trial is run.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from bench.trial import SETTINGS, Experiment, Trial
+from catseg.dataset import SAME_AS_TRAIN, SAMPLE, DataConfig
+from catseg.errors import InputError
+from catseg.train import TrainConfig
+from catseg.unet import UNetConfig
+
+MAX_BYTES, MAX_TRIALS = 1_000_000, 10_000
+TOP_KEYS = ("experiment", "data", "base", "grid", "seeds")
+HINTS = get_type_hints(UNetConfig) | get_type_hints(TrainConfig)
+GRID_KEYS = tuple(name for name in SETTINGS if name != "seed")  # seeds have a key of their own
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | None) -> Experiment:
+    """Read and check the whole file. `folders` (train, val, test) replace the file's; `only` keeps some trials."""
+    content = _check_keys(_read_yaml(path), "the file", TOP_KEYS, path)
+    name = content.get("experiment")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{path}: experiment: a name of letters, digits, - and _ is needed, got {name!r}")
+    data = _make_data(content.get("data"), folders, path)
+    base = _check_keys(content.get("base") or {}, "base", GRID_KEYS, path)
+    axes = _check_keys(content.get("grid") or {}, "grid", GRID_KEYS, path)
+    for key in base.keys() & axes.keys():
+        raise InputError(f"{path}: {key} stands in base and in grid; keep one")
+    axes = {key: _check_axis(f"grid.{key}", values, path) for key, values in axes.items()}
+    axes["seed"] = _check_axis("seeds", content.get("seeds", [0]), path)
+    if (num_trials := _count(axes)) > MAX_TRIALS:
+        raise InputError(f"{path}: {num_trials:,} trials are over {MAX_TRIALS:,}; make the grid smaller")
+    settings = {key: _check_type(f"base.{key}", key, value, path) for key, value in base.items()}
+    axes = {key: [_check_type(f"grid.{key}", key, value, path) for value in values] for key, values in axes.items()}
+    varying = tuple(key for key, values in axes.items() if len(values) > 1)
+    trials = tuple(
+        _make_trial(settings | dict(zip(axes, point, strict=True)), varying, len(data.classes), path)
+        for point in itertools.product(*axes.values())
+    )
+    return Experiment(name, data, _select(trials, only) if only else trials)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without what surprises: no anchors, no aliases (they can explode), no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such experiment file; check --grid")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path}: over 1 MB; an experiment file is a page of text")
+    try:
+        return yaml.load(path.read_text("utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: {error.problem}; mend the YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]}); mend it") from None
+
+
+def _check_keys(mapping: Any, where: str, known: Iterable[str], path: Path) -> dict[str, Any]:
+    """A mapping with known keys only; a wrong key is answered with the nearest right one."""
+    if not isinstance(mapping, dict):
+        raise InputError(f"{path}: {where}: `key: value` lines are needed, got {mapping!r}")
+    known = list(known)
+    for key in mapping:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"{path}: {where}: unknown key {key!r}; {hint}")
+    return mapping
+
+
+def _check_axis(where: str, values: Any, path: Path) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{path}: {where}: a list with at least one value is needed, got {values!r}")
+    if len({repr(value) for value in values}) < len(values):
+        raise InputError(f"{path}: {where}: a value stands twice in {values}; keep one")
+    return values
+
+
+def _check_type(where: str, key: str, value: Any, path: Path) -> Any:
+    """The value, if it is of the setting's own type; whole numbers pass as floats."""
+    hint = HINTS[key]
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise InputError(f"{path}: {where}: unknown {value!r}; choose {', '.join(get_args(hint))}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    advice = f"a number of type {hint.__name__} is needed"
+    if isinstance(value, str) and (number := _parse_number(value)) is not None:
+        mantissa, exponent = f"{number:e}".split("e")
+        plain = f"{float(mantissa)}e{int(exponent):+d}" if hint is float else str(int(number))
+        advice = f"YAML reads this as text; write {plain}"
+    raise InputError(f"{path}: {where}: got {value!r}; {advice}")
+
+
+def _parse_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _make_data(content: Any, folders: Mapping[str, str | None], path: Path) -> DataConfig:
+    """The `data:` block. Its relative folders start at the file; those of flags at the working folder."""
+    raw = _check_keys(content or {}, "data", [field.name for field in fields(DataConfig)], path)
+    for role in ("train", "val", "test"):
+        value = raw.get(role)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{path}: data.{role}: a folder, `{SAMPLE}` or null is needed, got {value!r}")
+        if value is not None and value != SAMPLE and not (role == "val" and value == SAME_AS_TRAIN):
+            raw[role] = str(path.parent / value)
+    if "val_fraction" in raw and type(raw["val_fraction"]) is not float:
+        raise InputError(f"{path}: data.val_fraction: a share such as 0.25 is needed, got {raw['val_fraction']!r}")
+    if "classes" in raw:
+        classes = raw["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{path}: data.classes: a list of names is needed, got {classes!r}")
+        raw["classes"] = tuple(classes)
+    raw |= {role: folder for role, folder in folders.items() if folder is not None}
+    try:
+        return DataConfig(**raw)
+    except ValueError as error:
+        raise InputError(f"{path}: data.{error}") from None
+
+
+def _count(axes: dict[str, list[Any]]) -> int:
+    count = 1
+    for values in axes.values():
+        count *= len(values)
+    return count
+
+
+def _make_trial(settings: dict[str, Any], varying: tuple[str, ...], num_classes: int, path: Path) -> Trial:
+    try:
+        return Trial(
+            UNetConfig(num_classes=num_classes, **_keep(settings, UNetConfig)),
+            TrainConfig(**_keep(settings, TrainConfig)),
+            varying,
+        )
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _keep(settings: dict[str, Any], config: type) -> dict[str, Any]:
+    names = {field.name for field in fields(config)}
+    return {key: value for key, value in settings.items() if key in names}
+
+
+def _select(trials: tuple[Trial, ...], only: str) -> tuple[Trial, ...]:
+    """The trials that match `loss=dice,lr=0.001`; one setting named twice means either value."""
+    wanted: dict[str, set[str]] = {}
+    for term in only.split(","):
+        key, equals, value = term.strip().partition("=")
+        if not equals or key not in SETTINGS:
+            raise InputError(f"--only: {term!r} is not setting=value; settings are {', '.join(SETTINGS)}")
+        known = {_canonical(trial.settings[key]) for trial in trials}
+        if _canonical(value) not in known:
+            raise InputError(f"--only: no trial has {key}={value}; this grid has {', '.join(sorted(known))}")
+        wanted.setdefault(key, set()).add(_canonical(value))
+    chosen = [t for t in trials if all(_canonical(t.settings[key]) in values for key, values in wanted.items())]
+    if not chosen:
+        raise InputError(f"--only: no trial matches {only}; `bench plan` lists them")
+    return tuple(chosen)
+
+
+def _canonical(value: Any) -> str:
+    """One spelling for numbers: 0.001, 1e-3 and 1.0e-3 are the same."""
+    number = _parse_number(str(value))
+    return str(value) if number is None else repr(number)

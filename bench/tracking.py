@@ -1,0 +1,245 @@
+"""The only file that imports mlflow: mirrors what the journal holds, and finds checkpoints again.
+
+In:  trials and their events, in order.   Out: MLflow runs with true statuses; links; a run's files.
+Knows nothing of how a trial runs. MLflow being down costs the mirror, never the training.
+"""
+
+import colorsys
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from bench.trial import Checkpoint, EpochDone, Event, Failed, Finished, Overlays, Started, Trial, TrialResult
+from catseg.errors import InputError
+
+DEFAULT_STORE = Path("mlflow.db")
+ARTIFACTS = Path("mlruns/artifacts")
+UI_PORT = 5000
+
+# Set before mlflow is imported; whatever the user has set stands.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 holds up a dead server's caller for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def find_store_uri() -> str:
+    """MLFLOW_TRACKING_URI, or MLflow's own default: mlflow.db in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.resolve()}"
+
+
+class Mirror:
+    """One experiment's runs in MLflow, one per trial. The first error ends the mirroring, not the grid."""
+
+    def __init__(self, experiment_name: str, grid_file: Path) -> None:
+        self.problem = ""  # why mirroring ended, if it did
+        self.experiment_id = ""
+        self._grid_file = str(grid_file)
+        self._run_id: str | None = None
+        with self._guard():
+            self._client = _connect()
+            self.experiment_id = _find_or_make_experiment(self._client, experiment_name)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a store, a server or a disk may raise
+            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+    def begin(self, trial: Trial, key: str, data: dict[str, object], color_index: int) -> str | None:
+        """Open a run: settings as params, the varying ones first; what it was trained on and with as tags."""
+        if self.problem:
+            return None
+        with self._guard():
+            from mlflow.entities import Param
+
+            self._kill_stale(key)
+            varying_first = sorted(trial.settings.items(), key=lambda item: item[0] not in trial.varying)
+            tags = {
+                "mlflow.runColor": _make_color(color_index),
+                "mlflow.source.name": "bench run",
+                "trial_key": key,
+                "grid": self._grid_file,
+            } | {f"data.{name}": str(value) for name, value in data.items()}
+            run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
+            self._run_id = run.info.run_id
+            self._client.log_batch(
+                self._run_id, params=[Param(name, str(value)) for name, value in varying_first], synchronous=True
+            )
+            return self._run_id
+        return None
+
+    def record(self, event: Event) -> None:
+        """Mirror one event into the open run."""
+        if self.problem or self._run_id is None:
+            return
+        with self._guard():
+            match event:
+                case Started():
+                    facts = {"device": event.device, "precision": event.precision} | event.environment
+                    self._log(tags=facts)
+                    costs = {"cost/parameters": event.num_parameters, "cost/forward_gflop": event.forward_gflop}
+                    self._log(metrics=costs)
+                case EpochDone(epoch, metrics):
+                    self._log(metrics=metrics, step=epoch)
+                case Checkpoint():
+                    pass  # logged once, by `end`: MLflow keeps no second version of a file apart
+                case Overlays(epoch, png):
+                    for number, panel in enumerate(png, 1):
+                        image = Image.open(io.BytesIO(panel))
+                        self._client.log_image(
+                            self._run_id, image, key=f"overlays/{number:02d}", step=epoch, synchronous=True
+                        )
+                case Finished(best_epoch, metrics):
+                    costs = {name: value for name, value in metrics.items() if name.startswith("cost/")}
+                    best = {"best/epoch": best_epoch, "best/miou": metrics["val/miou"]}
+                    self._log(metrics=best | costs)
+                case Failed(kind, reason):
+                    self._log(tags={"failure_kind": kind, "failure_reason": reason, "failure_log": event.log[-5000:]})
+
+    def end(self, trial_folder: Path, result: TrialResult) -> None:
+        """Add the files of a committed trial and close its run with its true status."""
+        if self.problem or self._run_id is None:
+            return
+        with self._guard():
+            for name, artifact_path in (
+                ("settings.json", None),
+                ("per_photo.json", None),
+                ("best.safetensors", "checkpoints"),
+                ("last.safetensors", "checkpoints"),
+            ):
+                if (trial_folder / name).is_file():
+                    self._client.log_artifact(self._run_id, str(trial_folder / name), artifact_path)
+            self._client.set_terminated(self._run_id, "FINISHED" if result.status == "finished" else "FAILED")
+        self._run_id = None
+
+    def kill(self) -> None:
+        """Close the open run as KILLED: the driver was told to stop."""
+        if self._run_id is not None:
+            with self._guard():
+                self._client.set_terminated(self._run_id, "KILLED")
+            self._run_id = None
+
+    def record_test(self, run_id: str, metrics: dict[str, float]) -> None:
+        """Add the winner's test metrics to its run."""
+        if self.problem:
+            return
+        with self._guard():
+            self._run_id = run_id
+            self._log(metrics=metrics)
+        self._run_id = None
+
+    def _log(self, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None, step: int = 0) -> None:
+        """One transaction: with SQLite each costs a write to disk."""
+        from mlflow.entities import Metric, RunTag
+
+        now_ms = int(time.time() * 1000)
+        self._client.log_batch(
+            self._run_id,
+            metrics=[Metric(name, value, now_ms, step) for name, value in (metrics or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+            synchronous=True,
+        )
+
+    def _kill_stale(self, key: str) -> None:
+        """Runs of this trial that still say RUNNING belong to a driver that died: this one holds the lock."""
+        running = self._client.search_runs(
+            [self.experiment_id], f"tags.trial_key = '{key}' and attributes.status = 'RUNNING'"
+        )
+        for run in running:
+            self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def format_ui_hint(experiment_id: str) -> list[str]:
+    """How to see an experiment: the command, and the page to open: model training, as charts."""
+    uri = find_store_uri()
+    page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    if uri.startswith(("http://", "https://")):
+        return [f"{uri.rstrip('/')}/{page}"]
+    is_default = uri == f"sqlite:///{DEFAULT_STORE.resolve()}"
+    command = "mlflow ui" if is_default else f"mlflow ui --backend-store-uri {uri}"
+    return [command, f"http://127.0.0.1:{UI_PORT}/{page}"]
+
+
+def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
+    """`mlflow ui` on the right store, without the workers and job runners that one person does not need."""
+    uri = find_store_uri()
+    if uri.startswith(("http://", "https://")):
+        raise InputError(f"MLFLOW_TRACKING_URI: {uri} is a server already; open it in a browser")
+    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+        raise InputError(f"{DEFAULT_STORE}: nothing tracked here yet; start with `bench run`, in this folder")
+    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return command, os.environ | ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+@contextmanager
+def fetch_checkpoint(run_id: str) -> Iterator[Path]:
+    """The best checkpoint of an MLflow run, as a file for as long as it is needed."""
+    uri = find_store_uri()
+    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+        raise InputError(f"{run_id}: neither a file nor a run: there is no {DEFAULT_STORE} here; check the path")
+    with TemporaryDirectory() as folder:
+        try:
+            path = _connect().download_artifacts(run_id, "checkpoints/best.safetensors", folder)
+        except Exception as error:  # whatever a store, a server or a disk may raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{run_id}: neither a file nor a run with a checkpoint ({reason}); check the id") from None
+        yield Path(path)
+
+
+def _connect() -> Any:
+    """A client of the store, which is made first if it is MLflow's default and not there yet."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets them
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = find_store_uri()
+    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+        _make_store(DEFAULT_STORE.resolve(), MlflowClient)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _make_store(path: Path, make_client: Callable[..., Any]) -> None:
+    """Create MLflow's database whole or not at all.
+
+    Two processes that migrate one new file at once break it for good, and so does a kill in the
+    middle. So it is made aside and linked into place; who comes second uses the first one's.
+    """
+    with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        fresh = Path(folder) / path.name
+        make_client(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+        try:
+            path.hardlink_to(fresh)
+        except FileExistsError:
+            return
+
+
+def _find_or_make_experiment(client: Any, name: str) -> str:
+    """The experiment's id. Artifacts get an explicit place where the store is a local file."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        local = find_store_uri().startswith("sqlite:")
+        location = (ARTIFACTS / name).resolve().as_uri() if local else None
+        return str(client.create_experiment(name, artifact_location=location))
+    if experiment.lifecycle_stage == "deleted":
+        raise RuntimeError(f"experiment {name} was deleted in MLflow; restore it there or rename it in the file")
+    return str(experiment.experiment_id)
+
+
+def _make_color(index: int) -> str:
+    """Colours far apart for runs side by side: MLflow's own repeat themselves."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.55 + 0.3 * (index % 3) / 2)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

@@ -1,0 +1,124 @@
+"""The words of the harness: what is to be trained, what happened, what came of it.
+
+In:  settings.   Out: frozen dataclasses that cross process borders and are written to disk.
+Knows nothing of how a trial is run, kept or shown.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from catseg.dataset import DataConfig
+from catseg.train import RECIPE_VERSION, TrainConfig
+from catseg.unet import UNetConfig
+
+FailureKind = Literal["oom", "nonfinite", "killed", "timeout", "data", "crash"]
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+
+# The settings an experiment file may name, in the order they are shown: the users' words.
+SETTINGS = ("init_features", *(field.name for field in fields(TrainConfig)))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a grid, seed included. Each part of catseg is given only its own config."""
+
+    unet: UNetConfig
+    train: TrainConfig
+    varying: tuple[str, ...]  # the settings in which the trials of this grid differ
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its one name."""
+        values = asdict(self.unet) | asdict(self.train)
+        return {name: values[name] for name in SETTINGS}
+
+    @property
+    def name(self) -> str:
+        """What sets this trial apart from the others of its grid, for people."""
+        return " ".join(f"{name}={self.settings[name]}" for name in self.varying) or "only"
+
+    def make_key(self, data_fingerprint: str) -> str:
+        """The identity of its result: a hash of settings, data and recipe version, not of what else the grid holds."""
+        identity = json.dumps([self.settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment file, resolved."""
+
+    name: str
+    data: DataConfig
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker has begun. `environment` is that of the machine it runs on."""
+
+    device: str
+    precision: str
+    num_parameters: int
+    forward_gflop: float  # of one photo
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    epoch: int  # from 1
+    metrics: dict[str, float]  # by their one name, split first; val/miou leads
+    train_seconds: float
+    val_seconds: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    which: Literal["best", "last"]
+    epoch: int
+    data: bytes  # a safetensors file
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """The same validation photos in every trial: photo | truth | prediction."""
+
+    epoch: int
+    png: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    best_epoch: int
+    metrics: dict[str, float]  # of the best epoch, and the costs of the whole trial
+    photos: tuple[str, ...]  # names of the validation photos
+    counts: tuple[
+        tuple[tuple[int, ...], ...], ...
+    ]  # per photo and class: true positives, false positives, false negatives
+
+
+@dataclass(frozen=True)
+class Failed:
+    kind: FailureKind
+    reason: str  # one line
+    log: str = ""  # the last lines of what the worker printed
+
+
+Event = Started | EpochDone | Checkpoint | Overlays | Finished | Failed
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The one committed outcome of a trial."""
+
+    key: str  # Trial.make_key
+    name: str
+    settings: dict[str, Any]
+    status: Literal["finished", "failed"]
+    metrics: dict[str, float]  # of the best epoch, and costs; empty if failed
+    best_epoch: int | None
+    failure: FailureKind | None
+    reason: str
+    run_id: str | None  # MLflow's
+    environment: dict[str, str]

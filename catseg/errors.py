@@ -1,0 +1,19 @@
+"""The one exception for a user's mistake.
+
+In:  lines of the form `where: what, got; do this`.   Out: an exception that carries them all.
+Knows nothing of who prints them.
+"""
+
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: a file, a folder, a setting.
+
+    `problems` holds one printable line per problem, so that a folder with ten bad files is
+    reported in one go. Anything else that is raised is our bug.
+    """
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
