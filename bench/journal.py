@@ -82,10 +82,10 @@ def write_event(folder: Path, event: Event) -> None:
         case Checkpoint(which, epoch, data):
             save_bytes(data, folder / f"{which}.safetensors")
             line: dict[str, object] = {"which": which, "epoch": epoch, "num_bytes": len(data)}
-        case Overlays(epoch, png):
+        case Overlays(which, epoch, png):
             for number, panel in enumerate(png, 1):
-                save_bytes(panel, folder / "overlays" / f"{number:02d}-epoch-{epoch:03d}.png")
-            line = {"epoch": epoch, "num_photos": len(png)}
+                save_bytes(panel, folder / "overlays" / f"{number:02d}-{which}.png")
+            line = {"which": which, "epoch": epoch, "num_photos": len(png)}
         case Finished(best_epoch, metrics, photos, counts):
             per_photo = dict(zip(photos, counts, strict=True))
             columns = ["true_positives", "false_positives", "false_negatives"]

@@ -61,7 +61,7 @@ def _train(
             best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             yield Checkpoint("best", epoch.number, dump_model(model, card))
         if epoch.number == 1:
-            yield _draw_overlays(model, val_set, trial.train, device, epoch.number)
+            yield Overlays("first", 1, _draw_panels(model, val_set, trial.train, device))
     assert best is not None
     costs = {
         "cost/train_seconds": sum(epoch.train_seconds for epoch in epochs),
@@ -69,9 +69,8 @@ def _train(
         "cost/peak_mib": measure_peak_mib(device),
     }
     yield Checkpoint("last", epochs[-1].number, dump_model(model, card))
-    if best.number > 1:
-        model.load_state_dict(best_state)
-        yield _draw_overlays(model, val_set, trial.train, device, best.number)
+    model.load_state_dict(best_state)
+    yield Overlays("best", best.number, _draw_panels(model, val_set, trial.train, device))
     yield Finished(
         best.number,
         _name_metrics(best) | costs,
@@ -86,14 +85,14 @@ def _name_metrics(epoch: Epoch) -> dict[str, float]:
     return scores | {"val/loss": epoch.val_loss, "train/loss": epoch.train_loss, "train/lr": epoch.lr}
 
 
-def _draw_overlays(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device, epoch: int) -> Overlays:
+def _draw_panels(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> tuple[bytes, ...]:
     panels = []
     for shown in val_set.shown:
         labels_HW = predict_fitted(
             model, val_set.photo_NSS3[shown.index], shown.mask_HW.shape, config.precision, device
         )
         panels.append(encode_png(paint_panel(shown.photo_HW3, shown.mask_HW, labels_HW)))
-    return Overlays(epoch, tuple(panels))
+    return tuple(panels)
 
 
 def score_test(checkpoint: Path, source: str, batch_size: int, device_name: str) -> dict[str, float]:

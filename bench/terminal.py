@@ -63,11 +63,11 @@ class ProgressView:
                 self._show_result(event)
 
     def _show_epoch(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> None:
-        best = max(metrics["val/miou"], self._best or 0.0)
+        self._best = max(metrics["val/miou"], self._best or 0.0)
         line = (
             f"trial {self._number}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
             f"train/loss {metrics['train/loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
-            f"val/miou {metrics['val/miou']:.3f}  best {best:.3f}  left {self._format_left()}"
+            f"val/miou {metrics['val/miou']:.3f}  best {self._best:.3f}  left {self._format_left()}"
         )
         if self._console.is_terminal:
             self._bars.update(self._trial_bar, completed=epoch)
@@ -83,7 +83,6 @@ class ProgressView:
             line = f"{where}  FAILED ({result.failure}: {result.reason})  {result.name}"
         else:
             miou = result.metrics["val/miou"]
-            self._best = max(miou, self._best or 0.0)
             line = (
                 f"{where}  val/miou {miou:.3f}  best {self._best:.3f}  "
                 f"{result.metrics['cost/train_seconds']:.0f} s  left {self._format_left()}  {result.name}"
@@ -104,10 +103,10 @@ def print_ranking(console: Console, results: Iterable[TrialResult], num_seeds: i
     ranked, failed = rank(results), list_failed(results)
     if ranked:
         varying = [name for name in ranked[0].settings if len({str(result.settings[name]) for result in results}) > 1]
-        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+        table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
         settings = [name.replace("_", "_\n") for name in varying]  # 80 columns hold four settings in two lines
         for header in (
-            "rank",
+            "#",
             *settings,
             "val/\nmiou",
             "per\nphoto",

@@ -8,6 +8,7 @@ import colorsys
 import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from catseg.errors import InputError
 DEFAULT_STORE = Path("mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
 UI_PORT = 5000
+
+# The image grid opens at step 0 and shows a run only where it has an image: the same steps for
+# all runs, whatever their best epochs, and the best model's pictures first.
+OVERLAY_STEPS = {"best": 0, "first": 1}
 
 # Set before mlflow is imported; whatever the user has set stands.
 ENVIRONMENT = {
@@ -67,12 +72,13 @@ class Mirror:
             self._kill_stale(key)
             varying_first = sorted(trial.settings.items(), key=lambda item: item[0] not in trial.varying)
             tags = {
+                "mlflow.note.content": f"Settings that vary: {trial.name}",
                 "mlflow.runColor": _make_color(color_index),
                 "mlflow.source.name": "bench run",
                 "trial_key": key,
                 "grid": self._grid_file,
             } | {f"data.{name}": str(value) for name, value in data.items()}
-            run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
+            run = self._client.create_run(self.experiment_id, tags=tags, run_name=_name_run(trial))
             self._run_id = run.info.run_id
             self._client.log_batch(
                 self._run_id, params=[Param(name, str(value)) for name, value in varying_first], synchronous=True
@@ -95,15 +101,19 @@ class Mirror:
                     self._log(metrics=metrics, step=epoch)
                 case Checkpoint():
                     pass  # logged once, by `end`: MLflow keeps no second version of a file apart
-                case Overlays(epoch, png):
+                case Overlays(which, _, png):
                     for number, panel in enumerate(png, 1):
                         image = Image.open(io.BytesIO(panel))
                         self._client.log_image(
-                            self._run_id, image, key=f"overlays/{number:02d}", step=epoch, synchronous=True
+                            self._run_id,
+                            image,
+                            key=f"overlays/{number:02d}",
+                            step=OVERLAY_STEPS[which],
+                            synchronous=True,
                         )
                 case Finished(best_epoch, metrics):
                     costs = {name: value for name, value in metrics.items() if name.startswith("cost/")}
-                    best = {"best/epoch": best_epoch, "best/miou": metrics["val/miou"]}
+                    best = {"val/best_epoch": best_epoch, "val/best_miou": metrics["val/miou"]}
                     self._log(metrics=best | costs)
                 case Failed(kind, reason):
                     self._log(tags={"failure_kind": kind, "failure_reason": reason, "failure_log": event.log[-5000:]})
@@ -179,8 +189,10 @@ def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} is a server already; open it in a browser")
     if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
         raise InputError(f"{DEFAULT_STORE}: nothing tracked here yet; start with `bench run`, in this folder")
-    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return command, os.environ | ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "ui", *options], os.environ | ENVIRONMENT | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }
 
 
 @contextmanager
@@ -237,6 +249,11 @@ def _find_or_make_experiment(client: Any, name: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise RuntimeError(f"experiment {name} was deleted in MLflow; restore it there or rename it in the file")
     return str(experiment.experiment_id)
+
+
+def _name_run(trial: Trial) -> str:
+    """The values of what varies: MLflow's lists and legends cut a name off before a second `setting=value`."""
+    return " ".join(term.partition("=")[2] for term in trial.name.split())
 
 
 def _make_color(index: int) -> str:

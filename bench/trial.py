@@ -36,8 +36,11 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What sets this trial apart from the others of its grid, for people."""
-        return " ".join(f"{name}={self.settings[name]}" for name in self.varying) or "only"
+        """What sets this trial apart from the others of its grid, for people; for a grid of one, what it is."""
+        settings = self.settings
+        return " ".join(
+            f"{name}={settings[name]}" for name in self.varying or ("init_features", "lr", "image_size", "loss")
+        )
 
     def make_key(self, data_fingerprint: str) -> str:
         """The identity of its result: a hash of settings, data and recipe version, not of what else the grid holds."""
@@ -82,8 +85,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Overlays:
-    """The same validation photos in every trial: photo | truth | prediction."""
+    """The same validation photos in every trial: photo | truth over prediction | errors."""
 
+    which: Literal["first", "best"]  # after the first epoch, or by the best model
     epoch: int
     png: tuple[bytes, ...]
 

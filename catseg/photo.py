@@ -21,6 +21,7 @@ VOID = 255  # the label of pixels outside every loss and every metric (`__ignore
 MAX_PIXELS = 80_000_000  # below Pillow's own alarm; a 64-megapixel camera passes
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OVERLAY_ALPHA = 0.3  # share of the mask in an overlay, the tutorial's
+GAP = 4  # px, white, between the pictures of a panel
 
 # Okabe and Ito's colours: told apart by colour-blind eyes too.
 HIT, MISS, FALSE_ALARM, VOID_GREY = (0, 158, 115), (213, 94, 0), (86, 180, 233), (128, 128, 128)
@@ -122,25 +123,30 @@ def paint_overlay(photo_HW3: UInt8, labels_HW: UInt8) -> UInt8:
 
 
 def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8:
-    """photo | truth | prediction in a row.
+    """Four pictures in a square: photo | truth over prediction | errors.
 
-    Truth in the colour of hits; in the prediction hits are green, misses orange, false alarms
-    blue (a wrong class is a false alarm); void is grey in both.
+    Truth and prediction are green. Of the errors, hits are green, misses orange, false alarms
+    blue (a wrong class is a false alarm); void is grey. A square, for MLflow shows images as
+    square thumbnails: a row of three would be a strip in them.
     """
     void, true, predicted = mask_HW == VOID, (mask_HW > 0) & (mask_HW != VOID), prediction_HW > 0
     hit = true & (prediction_HW == mask_HW)
-    truth, scored = photo_HW3.copy(), photo_HW3.copy()
-    for image, region, color in (
+    truth, prediction, errors = photo_HW3.copy(), photo_HW3.copy(), photo_HW3.copy()
+    for picture, region, color in (
         (truth, true, HIT),
         (truth, void, VOID_GREY),
-        (scored, true & ~predicted, MISS),
-        (scored, predicted & ~hit & ~void, FALSE_ALARM),
-        (scored, hit, HIT),
-        (scored, void, VOID_GREY),
+        (prediction, predicted, HIT),
+        (errors, true & ~predicted, MISS),
+        (errors, predicted & ~hit & ~void, FALSE_ALARM),
+        (errors, hit, HIT),
+        (errors, void, VOID_GREY),
     ):
-        image[region] = (0.4 * image[region] + 0.6 * np.asarray(color)).astype(np.uint8)
-    gap = np.full((photo_HW3.shape[0], 4, 3), 255, np.uint8)
-    return np.concatenate((photo_HW3, gap, truth, gap, scored), axis=1)
+        picture[region] = (0.4 * picture[region] + 0.6 * np.asarray(color)).astype(np.uint8)
+    height, width = mask_HW.shape
+    panel = np.full((2 * height + GAP, 2 * width + GAP, 3), 255, np.uint8)
+    panel[:height, :width], panel[:height, width + GAP :] = photo_HW3, truth
+    panel[height + GAP :, :width], panel[height + GAP :, width + GAP :] = prediction, errors
+    return panel
 
 
 def encode_png(pixels: UInt8, palette: bool = False) -> bytes:

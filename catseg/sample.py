@@ -21,7 +21,7 @@ SCALE = 2  # drawn at twice the side, then halved: smooth edges, and the outline
 
 FUR = ((34, 32, 32), (80, 78, 78), (140, 134, 128), (214, 134, 58), (232, 224, 212), (176, 116, 60), (176, 170, 166))
 COATS = ("solid", "tabby", "patches", "bib")
-CLUTTER = ((50, 120, 60), (40, 80, 150), (110, 60, 130), (150, 50, 60), (50, 130, 140), (120, 150, 60), (90, 110, 130))
+CLUTTER = ((50, 120, 60), (40, 80, 150), (110, 60, 130), (150, 50, 60), (50, 130, 140), (120, 150, 60), (70, 70, 160))
 
 Point = tuple[float, float]
 Color = tuple[int, int, int]
@@ -55,7 +55,7 @@ def _draw_background(rng: np.random.Generator, side: int) -> Image.Image:
             draw.line((0, y, side, y), fill=_jitter(floor, rng, 30), width=3)
     for _ in range(rng.integers(6, 16)):
         x, y, width, height = rng.uniform((0, 0, 0.05, 0.05), (1, 1, 0.4, 0.4)) * side
-        palette = FUR if rng.random() < 0.06 else CLUTTER
+        palette = FUR if rng.random() < 0.03 else CLUTTER
         color = _jitter(palette[rng.integers(len(palette))], rng, 20)
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         shape = rng.integers(3)

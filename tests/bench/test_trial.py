@@ -1,0 +1,72 @@
+"""A trial's key is the identity of its result: everything that changes the numbers, and nothing else."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+import bench.trial
+from bench.trial import SETTINGS, Trial
+from catseg.train import TrainConfig
+from catseg.unet import UNetConfig
+
+TRIAL = Trial(UNetConfig(8), TrainConfig(lr=0.01, epochs=3), ("lr",))
+
+OTHER_SETTINGS = {
+    "init_features": 16,
+    "lr": 0.02,
+    "image_size": 64,
+    "loss": "dice",
+    "epochs": 4,
+    "batch_size": 4,
+    "seed": 1,
+    "optimizer": "adam",
+    "weight_decay": 0.1,
+    "schedule": "constant",
+    "precision": "float32",
+}
+
+
+def change(trial, setting, value):
+    """The trial with one other setting."""
+    if setting == "init_features":
+        return dataclasses.replace(trial, unet=dataclasses.replace(trial.unet, init_features=value))
+    return dataclasses.replace(trial, train=dataclasses.replace(trial.train, **{setting: value}))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_any_other_setting_is_another_result(setting):
+    other = change(TRIAL, setting, OTHER_SETTINGS[setting])
+    assert other.settings[setting] != TRIAL.settings[setting]
+    assert other.make_key("data") != TRIAL.make_key("data")
+
+
+def test_other_data_classes_or_recipe_are_another_result(monkeypatch):
+    key = TRIAL.make_key("data")
+    assert TRIAL.make_key("other data") != key
+    assert dataclasses.replace(TRIAL, unet=UNetConfig(8, num_classes=2)).make_key("data") != key
+    monkeypatch.setattr(bench.trial, "RECIPE_VERSION", bench.trial.RECIPE_VERSION + 1)
+    assert TRIAL.make_key("data") != key
+
+
+def test_the_grid_around_a_trial_does_not_change_its_result():
+    assert dataclasses.replace(TRIAL, varying=("loss", "seed")).make_key("data") == TRIAL.make_key("data")
+
+
+def test_a_name_holds_what_varies_in_the_order_of_the_grid():
+    assert dataclasses.replace(TRIAL, varying=("loss", "lr")).name == "loss=bce_dice lr=0.01"
+
+
+def test_the_only_trial_of_a_grid_is_named_by_what_it_is():
+    assert "lr=0.01" in dataclasses.replace(TRIAL, varying=()).name
+
+
+def test_every_setting_has_one_name_and_stands_in_the_settings():
+    names = [field.name for config in (UNetConfig, TrainConfig) for field in dataclasses.fields(config)]
+    assert len(set(names)) == len(names)
+    assert set(SETTINGS) == set(names) - {"num_classes"}
+    assert tuple(TRIAL.settings) == SETTINGS
+
+
+def test_a_trial_crosses_a_process_border_unchanged():
+    assert pickle.loads(pickle.dumps(TRIAL)) == TRIAL

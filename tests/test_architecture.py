@@ -1,0 +1,223 @@
+"""The map is the code's: who may import whom, what no file may do, how large a room may grow.
+
+A test that fails here asks a question (does this import, call or second noun belong there?), and
+the answer goes into the tables below or, more often, into another room.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each room may import beside the standard library. A new room needs a row.
+ALLOWED = {
+    "catseg": set(),
+    "catseg.errors": set(),
+    "catseg.photo": {"numpy", "PIL", "catseg.errors"},
+    "catseg.labelme": {"numpy", "PIL", "catseg.errors", "catseg.photo"},
+    "catseg.sample": {"numpy", "PIL", "catseg.photo"},
+    "catseg.dataset": {"numpy", "PIL", "catseg.errors", "catseg.labelme", "catseg.photo", "catseg.sample"},
+    "catseg.unet": {"torch"},
+    "catseg.device": {"torch", "catseg.errors"},
+    "catseg.losses": {"torch", "catseg.photo"},
+    "catseg.metrics": {"numpy", "torch", "catseg.photo"},
+    "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
+    | {"catseg.photo", "catseg.unet"},
+    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.unet"},
+    "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.photo", "catseg.train", "catseg.unet"},
+    "bench": set(),
+    "bench.trial": {"catseg.dataset", "catseg.train", "catseg.unet"},
+    "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.train", "catseg.unet"},
+    "bench.environment": {"torch", "catseg"},
+    "bench.run": {"torch", "bench.environment", "bench.trial", "catseg.checkpoint", "catseg.dataset", "catseg.device"}
+    | {"catseg.metrics", "catseg.photo", "catseg.train", "catseg.unet"},
+    "bench.engine": {"bench.run", "bench.trial", "catseg.dataset"},
+    "bench.journal": {"bench.trial", "catseg.errors", "catseg.photo"},
+    "bench.tracking": {"mlflow", "PIL", "bench.trial", "catseg.errors"},
+    "bench.compare": {"bench.trial"},
+    "bench.driver": {"bench.engine", "bench.journal", "bench.run", "bench.tracking", "bench.trial"}
+    | {"catseg.dataset", "catseg.unet"},
+    "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.trial"},
+    "bench.session": {"rich", "bench.compare", "bench.driver", "bench.grid", "bench.journal", "bench.run"}
+    | {"bench.terminal", "bench.tracking", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
+    "bench.cli": {"typer", "bench.session", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
+    | {"catseg.predict"},
+}
+
+# Libraries that live in one room, so that another can take their place.
+ONLY_IN = {
+    "mlflow": "bench.tracking",
+    "typer": "bench.cli",
+    "yaml": "bench.grid",
+    "ray": "bench.engine",
+    "safetensors": "catseg.checkpoint",
+}
+
+FORBIDDEN_IMPORTS = {"labelme", "pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__", "torch.load", "torch.save", "os.system", "os.popen", "numpy.load"}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "core", "misc"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("catseg", "bench")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in FILES.items()}
+
+each_module = pytest.mark.parametrize("module", FILES)
+
+
+def list_imports(module: str) -> set[str]:
+    """Our rooms by their full names, other packages by their first; imports within functions count."""
+    found: set[str] = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            assert node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            ours = [part for part in (name, name.rpartition(".")[0]) if part in FILES]
+            found.add(ours[0] if ours else name.partition(".")[0])
+    return found - set(sys.stdlib_module_names) | found & FORBIDDEN_IMPORTS
+
+
+def name_call(call: ast.Call, aliases: dict[str, str]) -> str:
+    """`torch.load` for torch.load(...), np.load(...) as numpy.load(...)."""
+    name = ast.unparse(call.func)
+    first, dot, rest = name.partition(".")
+    return f"{aliases.get(first, first)}{dot}{rest}"
+
+
+@each_module
+def test_a_room_imports_only_what_its_row_allows(module):
+    assert module in ALLOWED, f"{module} is a new room: write down what it may import"
+    excess = list_imports(module) - ALLOWED[module]
+    assert not excess, f"{module} imports {', '.join(sorted(excess))}"
+
+
+def test_the_table_of_imports_has_no_row_too_many():
+    assert set(ALLOWED) == set(FILES)
+
+
+@pytest.mark.parametrize(("library", "room"), ONLY_IN.items())
+def test_a_library_with_one_room_stays_in_it(library, room):
+    assert [module for module in FILES if library in list_imports(module) and module != room] == []
+
+
+def test_catseg_never_imports_bench():
+    offenders = [m for m in FILES if m.startswith("catseg") and any(i.startswith("bench") for i in list_imports(m))]
+    assert offenders == []
+
+
+def test_imports_have_no_cycle():
+    imports = {module: list_imports(module) & set(FILES) for module in FILES}
+    while imports:
+        leaves = {module for module, needs in imports.items() if not needs & imports.keys()}
+        assert leaves, f"a cycle among {', '.join(sorted(imports))}"
+        imports = {module: needs for module, needs in imports.items() if module not in leaves}
+
+
+def test_nobody_imports_what_runs_the_code_of_a_file():
+    assert [module for module in FILES if list_imports(module) & FORBIDDEN_IMPORTS] == []
+
+
+@each_module
+def test_nobody_calls_what_runs_the_code_of_a_file_or_a_shell(module):
+    aliases = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
+        where, name = f"{module}:{call.lineno}", name_call(call, aliases)
+        assert name not in FORBIDDEN_CALLS, f"{where}: {name}"
+        for keyword in call.keywords:
+            assert keyword.arg != "shell", f"{where}: a shell"
+            assert keyword.arg != "allow_pickle", f"{where}: a pickle"
+        if name.startswith("yaml.") and "load" in name:
+            assert ast.unparse(call.args[1]) == "_StrictLoader", f"{where}: YAML read by a lax loader"
+
+
+def test_the_strict_loader_is_a_safe_loader():
+    classes = [node for node in ast.walk(TREES["bench.grid"]) if isinstance(node, ast.ClassDef)]
+    assert ["yaml.SafeLoader"] in [[ast.unparse(base) for base in node.bases] for node in classes]
+
+
+@each_module
+def test_a_module_says_what_comes_in_what_goes_out_and_what_it_knows_nothing_of(module):
+    docstring = ast.get_docstring(TREES[module]) or ""
+    assert docstring, f"{module} has no docstring"
+    if "." not in module:  # a package's own file: one line
+        return
+    assert "In:" in docstring and "Out:" in docstring
+    assert module == "bench.cli" or "Knows nothing of" in docstring  # a command knows where everything is
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    assert [str(path) for path in FILES.values() if path.stem in VAGUE_NAMES] == []
+
+
+def test_folders_are_one_level_deep():
+    assert [str(path) for path in FILES.values() if len(path.relative_to(ROOT).parts) > 2] == []
+
+
+@each_module
+def test_a_file_or_function_holds_one_noun(module):
+    num_lines = len(FILES[module].read_text("utf-8").splitlines())
+    assert num_lines <= MAX_FILE_LINES, f"{module} has {num_lines} lines: which second noun lives in it?"
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno
+            num_lines = node.end_lineno - node.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, f"{module}.{node.name} has {num_lines} lines"
+
+
+CATSEG_ALONE = """
+import importlib, sys
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlflow", "typer", "rich", "yaml", "bench"):
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Wall())
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+
+import torch
+from catseg.dataset import Pair, read_pairs
+from catseg.sample import draw_photo
+from catseg.train import TrainConfig, train
+from catseg.unet import UNetConfig, make_unet
+
+pairs = [Pair(str(number), lambda number=number: draw_photo(number)) for number in range(4)]
+photos = read_pairs(pairs, [32])[0][32]
+config = TrainConfig(image_size=32, epochs=1, batch_size=2)
+for epoch in train(make_unet(UNetConfig(2), 0), photos, photos, config, torch.device("cpu")):
+    print(epoch.number)
+"""
+
+
+def test_catseg_trains_where_only_torch_numpy_pillow_and_safetensors_are_installed():
+    modules = [module for module in FILES if module.startswith("catseg")]
+    command = [sys.executable, "-c", CATSEG_ALONE, *modules]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # four tiny photos: two threads would wait for each other
+    process = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "1\n"), process.stderr
+
+
+def test_the_command_line_waits_for_neither_torch_nor_mlflow():
+    script = "import bench.cli, sys; print(*sorted({'torch', 'mlflow', 'numpy', 'PIL', 'yaml'} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout.strip()) == (0, ""), process.stderr
