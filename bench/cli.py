@@ -1,7 +1,7 @@
 """The commands: words in, words out, no logic.
 
 In:  what was typed.   Out: lines, files, an exit code (0 done, 1 a trial failed, 2 a mistake of the
-user's, 130 or 143 stopped).   torch and mlflow are imported by the command that needs them.
+user's, 130, 143 or 129 stopped).   torch and mlflow are imported by the command that needs them.
 """
 
 import signal
@@ -36,7 +36,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 
 def main() -> None:
     """What the `bench` command starts."""
-    signal.signal(signal.SIGTERM, _stop)
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # told to stop, or its terminal was closed
+        signal.signal(signum, _stop)
     app()
 
 
@@ -84,13 +85,12 @@ def predict(
         from bench.tracking import fetch_checkpoint
         from catseg.checkpoint import load_model
         from catseg.device import choose_device
-        from catseg.predict import write_prediction
+        from catseg.predict import write_predictions
 
         is_file = Path(model).exists() or "/" in model or model.endswith(".safetensors")
         with nullcontext(Path(model)) if is_file else fetch_checkpoint(model) as checkpoint:
             unet, card = load_model(checkpoint)
-        for photo in photos:
-            mask, overlay, share = write_prediction(unet, card, photo, out, choose_device(device))
+        for photo, mask, overlay, share in write_predictions(unet, card, photos, out, choose_device(device)):
             typer.echo(f"{photo}: {', '.join(card.classes)} on {share:.1%} of it -> {mask} {overlay}")
 
 

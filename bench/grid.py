@@ -49,6 +49,8 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
         _make_trial(settings | dict(zip(axes, point, strict=True)), varying, len(data.classes), path)
         for point in itertools.product(*axes.values())
     )
+    if len(set(trials)) < len(trials):
+        raise InputError(f"{path}: grid: two values of an axis are the same number; keep one")
     return Experiment(name, data, _select(trials, only) if only else trials)
 
 

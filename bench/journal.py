@@ -109,5 +109,15 @@ def write_test(folder: Path, source: str, metrics: dict[str, float]) -> None:
     save_bytes(_to_json({"test": source, "metrics": metrics}), folder / "test.json")
 
 
+def read_test(folder: Path, source: str) -> dict[str, float] | None:
+    """The winner's scores on these test photos, if it was scored on them before."""
+    path = folder / "test.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text("utf-8"))
+    metrics: dict[str, float] = content["metrics"]
+    return metrics if content["test"] == source else None
+
+
 def _to_json(content: object) -> bytes:
     return json.dumps(content, indent=1).encode() + b"\n"

@@ -98,11 +98,13 @@ def _score_winner(
     assert experiment.data.test is not None
     trial_folder = journal.find_folder(folder, winner.key)
     assert trial_folder is not None
-    batch_size = winner.settings["batch_size"]
-    metrics = score_test(trial_folder / "best.safetensors", experiment.data.test, batch_size, device_name)
-    journal.write_test(trial_folder, experiment.data.test, metrics)
-    if winner.run_id:
-        mirror.record_test(winner.run_id, metrics)
+    metrics = journal.read_test(trial_folder, experiment.data.test)
+    if metrics is None:
+        batch_size = winner.settings["batch_size"]
+        metrics = score_test(trial_folder / "best.safetensors", experiment.data.test, batch_size, device_name)
+        journal.write_test(trial_folder, experiment.data.test, metrics)
+        if winner.run_id:
+            mirror.record_test(winner.run_id, metrics)
     console.print(
         f"Test: val/miou chose {winner.name} of {len(experiment.trials)}; test/miou {metrics['test/miou']:.3f} "
         f"on {experiment.data.test}"

@@ -83,10 +83,12 @@ class ProgressView:
             line = f"{where}  FAILED ({result.failure}: {result.reason})  {result.name}"
         else:
             miou = result.metrics["val/miou"]
-            line = (
-                f"{where}  val/miou {miou:.3f}  best {self._best:.3f}  "
-                f"{result.metrics['cost/train_seconds']:.0f} s  left {self._format_left()}  {result.name}"
-            )
+            seconds = f"{result.metrics['cost/train_seconds']:.0f} s"
+            if self._console.is_terminal:  # what is left and the best stand below, in 80 columns
+                line = f"{where}  {miou:.3f}  {seconds}  {result.name}"
+            else:
+                left = self._format_left()
+                line = f"{where}  val/miou {miou:.3f}  best {self._best:.3f}  {seconds}  left {left}  {result.name}"
         self._last_line = time.monotonic()
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.errors import InputError
-from catseg.unet import UNet, UNetConfig
+from catseg.unet import STRIDE, UNet, UNetConfig
 
 FORMAT = "catseg-unet-1"
 MAX_BYTES = 8 * 2**30
@@ -28,6 +28,13 @@ class ModelCard:
     classes: tuple[str, ...]  # label ids 1..K
     image_size: int  # px, side of the square that photos are fitted into
     epoch: int
+
+    def __post_init__(self) -> None:
+        names = all(isinstance(name, str) for name in self.classes)
+        if not names or len(self.classes) != self.unet.num_classes:
+            raise ValueError(f"classes: {self.unet.num_classes} names are needed, got {self.classes}")
+        if not (STRIDE <= self.image_size <= 4096 and self.image_size % STRIDE == 0):
+            raise ValueError(f"image_size: a multiple of {STRIDE} up to 4096 is needed, got {self.image_size}")
 
 
 def dump_model(model: UNet, card: ModelCard) -> bytes:
@@ -49,14 +56,15 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
         raw = json.loads(metadata["card"])
         card = ModelCard(UNetConfig(**raw["unet"]), tuple(raw["classes"]), int(raw["image_size"]), int(raw["epoch"]))
-        model = UNet(card.unet)
+        with torch.device("meta"):  # takes no memory: what the file claims may be gigabytes
+            model = UNet(card.unet)
         tensors = load_tensors(path.read_bytes())
-        types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        if any(types.get(name) != tensor.dtype for name, tensor in tensors.items()):
-            raise ValueError("a tensor has another name or type than the network's")
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
+            raise ValueError("its tensors are not those of its network")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("a weight is not finite")
-        model.load_state_dict(tensors, strict=True)
+        model.load_state_dict(tensors, strict=True, assign=True)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

@@ -96,6 +96,8 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     else:
         val = list_pairs(config.val, config.classes)
     sizes = sorted(set(image_sizes))
+    if config.test is not None:  # read now and dropped: a bad file must not turn up when the grid is done
+        read_pairs(list_pairs(config.test, config.classes), sizes[:1])
     train_sets, train_digest = read_pairs(train, sizes)
     val_sets, val_digest = (train_sets, train_digest) if val is train else read_pairs(val, sizes)
     for role, sets in (("train", train_sets[sizes[0]]), ("val", val_sets[sizes[0]])):
@@ -230,7 +232,10 @@ def _list_voc(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
 
 
 def _read_class_names(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines() if path.is_file() else []
+    try:
+        return path.read_text("utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as one class name a line") from None
 
 
 def _read_voc(

@@ -51,19 +51,19 @@ PALETTE = make_palette()
 
 
 def open_checked(path: Path) -> Image.Image:
-    """Open an image file and decode it whole, once; a line for the user if that cannot be done."""
+    """Decode an image file whole, once, turned as its EXIF says; a line for the user if that cannot be done."""
     try:
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"{path}: {image.width} x {image.height} pixels is over {MAX_PIXELS:,}; scale it down")
         image.load()
+        return ImageOps.exif_transpose(image)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file; check the path") from None
     except InputError:
         raise
     except Exception as error:  # decoders of broken files raise nearly anything
         raise InputError(f"{path}: cannot be decoded ({error}); replace or remove the file") from None
-    return image
 
 
 def read_photo(path: Path) -> UInt8:
@@ -75,7 +75,6 @@ def read_photo(path: Path) -> UInt8:
     image = open_checked(path)
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{path}: pixels of mode {image.mode} (more than 8 bits); save it with 8 bits a channel")
-    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

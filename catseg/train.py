@@ -82,6 +82,7 @@ def train(
     model.to(device)
     dtype = choose_precision(config.precision, device)
     photo_NSS3, mask_NSS = place(train_set, device)
+    placed_val = place(val_set, device)
     num_photos = len(train_set.names)
     steps_per_epoch = math.ceil(num_photos / config.batch_size)
     optimizer = OPTIMIZERS[config.optimizer](model, config)
@@ -109,7 +110,7 @@ def train(
         train_seconds = read_clock(device) - start
         train_loss = _check_finite(losses, model, (number - 1) * steps_per_epoch)
         start = read_clock(device)
-        val_loss, val_counts_NK3 = evaluate(model, val_set, config, device)
+        val_loss, val_counts_NK3 = evaluate(model, val_set, config, device, placed_val)
         val_seconds = read_clock(device) - start
         if not math.isfinite(val_loss):
             raise NonFiniteError(f"val/loss is {val_loss} after epoch {number}: running statistics overflowed")
@@ -119,15 +120,22 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: UNet, photos: PhotoSet, config: TrainConfig, device: torch.device) -> tuple[float, Counts]:
+def evaluate(
+    model: UNet,
+    photos: PhotoSet,
+    config: TrainConfig,
+    device: torch.device,
+    placed: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[float, Counts]:
     """Loss of all photos pooled, and counts_NK3 at the masks' native size.
 
     The logits are scaled back to each photo's own size before they are thresholded, so that
-    image sizes compare. The result does not depend on the batch size.
+    image sizes compare. The result does not depend on the batch size. `placed` are the same
+    photos and masks by `place`, for who evaluates again and again.
     """
     model.eval()
     dtype = choose_precision(config.precision, device)
-    photo_NSS3, mask_NSS = place(photos, device)
+    photo_NSS3, mask_NSS = placed or place(photos, device)
     terms_4K = torch.zeros(4, model.config.num_classes, device=device)
     counts = []
     for start in range(0, len(photos.names), config.batch_size):

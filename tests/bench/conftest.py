@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,19 +21,13 @@ BENCH = Path(sys.executable).with_name("bench")
 
 TINY_BASE = "{init_features: 2, image_size: 32, epochs: 2, batch_size: 4}"
 
-# The grid of the `finished` folder: a good trial, a poor one, and one that overflows at once.
+# The grid of the `finished` folder: a trial that overflows at once, a good one and a poor one.
 GRID = """
 experiment: tiny
 data: {train: photos, val: val}
 base: {init_features: 4, image_size: 32, epochs: 8, batch_size: 2}
-grid: {lr: [0.03, 0.0001, 1.0e+30]}
+grid: {lr: [1.0e+30, 0.03, 0.0001]}
 """
-
-
-def pytest_collection_modifyitems(items):
-    """Whoever needs the `finished` folder comes last, so that what is quick to fail fails first."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: here in item.path.parents and "finished" in item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -155,7 +148,10 @@ def start_bench():
     for process in processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
 
 
 @pytest.fixture(scope="session")
@@ -245,9 +241,10 @@ def finished_copy(finished, tmp_path, monkeypatch, template_store):
 
 @pytest.fixture(scope="session")
 def find_ranking():
-    """The ranking in a run's output: the lines from its header to the first empty one."""
+    """The rows of the ranking in a run's output, each as its cells."""
 
     def find(output):
-        return re.search(r"^rank .*?(?=\n\n|\nMachine)", output, re.MULTILINE | re.DOTALL).group()
+        table = output.partition("Machine:")[0].rpartition("\n\n")[2]
+        return [line.split() for line in table.splitlines() if line.split()[0].isdecimal()]
 
     return find

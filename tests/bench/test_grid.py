@@ -241,7 +241,7 @@ def test_a_merge_is_refused_like_an_alias(refuse):
 
 
 def test_a_value_that_stands_twice_in_two_spellings_is_refused(refuse):
-    assert "twice" in refuse(HEAD + "grid: {lr: [1, 1.0]}\n")
+    assert "keep one" in refuse(HEAD + "grid: {lr: [1, 1.0]}\n")
 
 
 def test_a_seed_that_torch_cannot_take_is_refused_before_the_first_trial(refuse):

@@ -35,7 +35,7 @@ def device() -> torch.device:
     return choose_device("auto")
 
 
-def measure(benchmark, device: torch.device, work: Callable[[], object], gflop_per_photo: float) -> None:  # noqa: ANN001
+def measure(benchmark, device: torch.device, work: Callable[[], object], gflop_per_photo: float) -> None:
     """Time `work` on one batch, the device waited for, warm-up apart; add what the table cannot say."""
 
     def work_and_wait() -> None:
