@@ -28,9 +28,6 @@ def run_local(
     Processes are forked from a server that has imported torch once: a start costs some ten
     milliseconds instead of seconds. Closing the iterator ends the process.
     """
-    # Idle OpenMP threads sleep instead of spinning: beside another busy program a step is then 3 to 4
-    # times shorter, alone it is the same (experiments/LOG.md). Read once, when the server starts.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.run"])
     receiver, sender = context.Pipe(duplex=False)
