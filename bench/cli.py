@@ -51,7 +51,7 @@ def run(
     retry: Retry = "",
     device: Device = "auto",
 ) -> None:
-    """Train what the experiment file asks for and is not done yet; then rank it."""
+    """Train what is not done yet, then rank everything."""
     with _manners():
         from bench.session import run_experiment
 
@@ -66,7 +66,7 @@ def plan(
     only: Only = None,
     device: Device = "auto",
 ) -> None:
-    """List the trials: what is done, what is left, about how long it will take."""
+    """List what is done, what is left, and about how long it takes."""
     with _manners():
         from bench.session import show_plan
 
@@ -80,7 +80,7 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="DIR", help="where masks and overlays go")],
     device: Device = "auto",
 ) -> None:
-    """Write a palette mask and an overlay for each photo, at the photo's own size."""
+    """Write a mask and an overlay for each photo."""
     with _manners():
         from bench.tracking import fetch_checkpoint
         from catseg.checkpoint import load_model
@@ -96,7 +96,7 @@ def predict(
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 5000) -> None:
-    """Serve MLflow's pages on this folder's store until Ctrl-C."""
+    """Serve MLflow's pages on this folder's store."""
     with _manners():
         import subprocess
 
