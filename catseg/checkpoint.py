@@ -40,7 +40,8 @@ class ModelCard:
 def dump_model(model: UNet, card: ModelCard) -> bytes:
     """The bytes of a checkpoint; the same weights give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return save_tensors(tensors, {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
+    # one entry: safetensors writes several in an order of its own, another one each time
+    return save_tensors(tensors, {"card": json.dumps({"format": FORMAT} | asdict(card), sort_keys=True)})
 
 
 def load_model(path: Path) -> tuple[UNet, ModelCard]:
@@ -52,9 +53,11 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
         raw = json.loads(metadata["card"])
+        if raw.get("format") != FORMAT:
+            raise ValueError(f"its format is {raw.get('format')!r}, not {FORMAT!r}")
+        if not isinstance(raw["classes"], list):
+            raise ValueError("its classes are no list")
         card = ModelCard(UNetConfig(**raw["unet"]), tuple(raw["classes"]), int(raw["image_size"]), int(raw["epoch"]))
         with torch.device("meta"):  # takes no memory: what the file claims may be gigabytes
             model = UNet(card.unet)
@@ -65,7 +68,7 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("a weight is not finite")
         model.load_state_dict(tensors, strict=True, assign=True)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: not a checkpoint of catseg ({reason}); use a best.safetensors of `bench run`"

@@ -96,10 +96,21 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     else:
         val = list_pairs(config.val, config.classes)
     sizes = sorted(set(image_sizes))
+    problems: list[str] = []
+
+    def read(pairs: list[Pair], sizes: list[int]) -> tuple[dict[int, PhotoSet], str]:
+        try:
+            return read_pairs(pairs, sizes)
+        except InputError as error:  # the others are read, too: all problems at once
+            problems.extend(error.problems)
+            return {}, ""
+
+    train_sets, train_digest = read(train, sizes)
+    val_sets, val_digest = (train_sets, train_digest) if val is train else read(val, sizes)
     if config.test is not None:  # read now and dropped: a bad file must not turn up when the grid is done
-        read_pairs(list_pairs(config.test, config.classes), sizes[:1])
-    train_sets, train_digest = read_pairs(train, sizes)
-    val_sets, val_digest = (train_sets, train_digest) if val is train else read_pairs(val, sizes)
+        read(list_pairs(config.test, config.classes), sizes[:1])
+    if problems:
+        raise InputError(problems)
     for role, sets in (("train", train_sets[sizes[0]]), ("val", val_sets[sizes[0]])):
         if not any(np.any((mask > 0) & (mask != VOID)) for mask in sets.native_masks):
             raise InputError(
@@ -130,14 +141,14 @@ def list_pairs(source: str, classes: tuple[str, ...]) -> list[Pair]:
 def split_pairs(pairs: list[Pair], val_fraction: float) -> tuple[list[Pair], list[Pair]]:
     """Hold out a share of the photos, at least one, the same ones every time.
 
-    By the hash of each name: a photo keeps its side when others are added or removed, and files
-    in a row (a cat photographed twice) do not lie on one side by their number.
+    By the order of the names' hashes: it does not follow the files' numbers, and when photos are
+    added or removed only those near the border change sides.
     """
     if len(pairs) < 2:
         raise InputError(
             f"data: {len(pairs)} photo cannot be split; add photos, or set data.val (`train` to learn by heart)"
         )
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair.name.encode()).digest())
+    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair.name)).digest())
     num_val = min(len(pairs) - 1, max(1, round(len(pairs) * val_fraction)))
     held_out = {pair.name for pair in by_hash[:num_val]}
     return [p for p in pairs if p.name not in held_out], [p for p in pairs if p.name in held_out]
@@ -207,14 +218,17 @@ def _find_photos(folder: Path) -> dict[str, Path]:
     return photos
 
 
-def _check_paired(photos: dict[str, Path], others: dict[str, Path], missing_half: str, remedy: str) -> None:
-    """Every photo has its other half and the other way round, or all that have not are listed."""
+def _list_halves(photos: dict[str, Path], others: dict[str, Path], missing_half: str, remedy: str) -> list[Pair]:
+    """Photos without their other half and the other way round: pairs that cannot be read, and say why."""
     problems = [f"{photos[stem]}: photo without {missing_half}; {remedy}" for stem in photos if stem not in others]
     problems += [
         f"{others[stem]}: no photo of this name; add it or remove this file" for stem in others if stem not in photos
     ]
-    if problems:
-        raise InputError(problems)
+    return [Pair(line, partial(_refuse, line)) for line in problems]
+
+
+def _refuse(problem: str) -> tuple[UInt8, UInt8]:
+    raise InputError(problem)
 
 
 def _list_voc(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
@@ -225,10 +239,14 @@ def _list_voc(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
             f"{folder}: {VOC_PHOTOS}/ but neither {' nor '.join(VOC_MASKS)}; convert the annotations first"
         )
     photos = _find_photos(folder / VOC_PHOTOS)
-    masks = {path.stem: path for path in sorted(mask_folder.glob("*.png"))}
-    _check_paired(photos, masks, f"mask in {mask_folder.name}/", "outline and convert it, or remove the photo")
+    masks = {path.stem: path for path in sorted(mask_folder.glob("[!.]*.png"))}
+    halves = _list_halves(photos, masks, f"mask in {mask_folder.name}/", "outline and convert it, or remove the photo")
     label_names = _read_class_names(folder / "class_names.txt") or ["_background_", *classes]
-    return [Pair(stem, partial(_read_voc, photo, masks[stem], label_names, classes)) for stem, photo in photos.items()]
+    return [
+        Pair(stem, partial(_read_voc, folder, photo, masks[stem], label_names, classes))
+        for stem, photo in photos.items()
+        if stem in masks
+    ] + halves
 
 
 def _read_class_names(path: Path) -> list[str]:
@@ -239,8 +257,10 @@ def _read_class_names(path: Path) -> list[str]:
 
 
 def _read_voc(
-    photo_path: Path, mask_path: Path, label_names: list[str], classes: tuple[str, ...]
+    folder: Path, photo_path: Path, mask_path: Path, label_names: list[str], classes: tuple[str, ...]
 ) -> tuple[UInt8, UInt8]:
+    _check_inside(folder, photo_path)
+    _check_inside(folder, mask_path)
     photo, raw_mask = read_photo(photo_path), read_mask(mask_path)
     if raw_mask.shape != photo.shape[:2]:
         height, width = raw_mask.shape
@@ -259,22 +279,36 @@ def _read_voc(
     return photo, new_ids[raw_mask]
 
 
+def _check_inside(folder: Path, path: Path) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: a link that leaves the folder; copy the file into it")
+
+
 def _list_labelme(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
     """Photos and Labelme's .json files side by side."""
-    annotations = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    annotations = {path.stem: path for path in sorted(folder.glob("[!.]*.json"))}
     if not annotations:
         raise InputError(
             f"{folder}: neither Labelme annotations (*.json) nor {VOC_PHOTOS}/; outline the cats in Labelme first"
         )
     photos = _find_photos(folder)
-    _check_paired(photos, annotations, "annotation", "outline it in Labelme (no shapes: no cat), or remove it")
-    return [Pair(stem, partial(_read_labelme, folder, path, classes)) for stem, path in annotations.items()]
+    halves = _list_halves(photos, annotations, "annotation", "outline it in Labelme (no shapes: no cat), or remove it")
+    return [
+        Pair(stem, partial(_read_labelme, folder, path, classes))
+        for stem, path in annotations.items()
+        if stem in photos
+    ] + halves
 
 
 def _read_labelme(folder: Path, path: Path, classes: tuple[str, ...]) -> tuple[UInt8, UInt8]:
+    _check_inside(folder, path)
     annotation = load_annotation(path)
     photo_path = folder / annotation.image_path.replace("\\", "/")
-    if not photo_path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = photo_path.resolve().is_relative_to(folder.resolve())
+    except ValueError:  # a NUL, or no Unicode
+        inside = False
+    if not inside:
         raise InputError(
             f"{path}: imagePath {annotation.image_path!r} leaves the folder; put the photo beside the file"
         )

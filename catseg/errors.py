@@ -15,5 +15,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        lines = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems = tuple("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
         super().__init__("\n".join(self.problems))

@@ -53,11 +53,11 @@ PALETTE = make_palette()
 def open_checked(path: Path) -> Image.Image:
     """Decode an image file whole, once, turned as its EXIF says; a line for the user if that cannot be done."""
     try:
-        image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{path}: {image.width} x {image.height} pixels is over {MAX_PIXELS:,}; scale it down")
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels is over {MAX_PIXELS:,}; scale it down")
+            image.load()
+            return ImageOps.exif_transpose(image)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file; check the path") from None
     except InputError:

@@ -61,7 +61,7 @@ class Epoch:
     train_loss: float  # mean over the photos, each batch as it was trained
     val_loss: float  # of all validation photos pooled: independent of the batch size
     val_counts_NK3: Counts  # at the masks' native size
-    lr: float  # of the last step
+    lr: float  # of its first step
     train_seconds: float
     val_seconds: float
     photos_per_second: float  # in training
@@ -108,7 +108,7 @@ def train(
         batches = torch.split(order_N.to(photo_NSS3.device), config.batch_size)
         losses = torch.stack([train_step(photo_NSS3[batch], mask_NSS[batch]) for batch in batches])
         train_seconds = read_clock(device) - start
-        train_loss = _check_finite(losses, model, (number - 1) * steps_per_epoch)
+        train_loss = _check_finite(losses, model, (number - 1) * steps_per_epoch, [len(batch) for batch in batches])
         start = read_clock(device)
         val_loss, val_counts_NK3 = evaluate(model, val_set, config, device, placed_val)
         val_seconds = read_clock(device) - start
@@ -212,8 +212,8 @@ def _mix(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _check_finite(losses: torch.Tensor, model: UNet, steps_before: int) -> float:
-    """The mean loss of an epoch, or NonFiniteError with the first bad step and what is broken by now."""
+def _check_finite(losses: torch.Tensor, model: UNet, steps_before: int, batch_sizes: list[int]) -> float:
+    """The mean loss of an epoch's photos, or NonFiniteError with the first bad step and what is broken by now."""
     values = losses.tolist()
     for step, value in enumerate(values, steps_before + 1):
         if not math.isfinite(value):
@@ -221,4 +221,4 @@ def _check_finite(losses: torch.Tensor, model: UNet, steps_before: int) -> float
             culprit = next(broken, None)
             also = f"; at the end of the epoch so is {culprit}" if culprit else ""
             raise NonFiniteError(f"train/loss is {value} at step {step}{also}")
-    return float(np.mean(values))
+    return float(np.average(values, weights=batch_sizes))

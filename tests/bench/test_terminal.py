@@ -1,0 +1,146 @@
+"""The order of results, and what a person sees of them: in a terminal, and in a pipe."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from bench.compare import list_failed, rank
+from bench.terminal import ProgressView, format_seconds, print_ranking
+from bench.trial import EpochDone, Started, Trial, TrialResult
+from catseg.train import TrainConfig
+from catseg.unet import UNetConfig
+
+ENVIRONMENT = {"cpu": "Example CPU", "gpu": "none", "threads": "2", "torch": "2.13.0"}
+VARYING = ("init_features", "lr", "image_size", "loss")
+STARTED = Started("cpu", "float32", 30751, 0.1, ENVIRONMENT)
+
+
+def make_trial(lr=0.001, seed=0, epochs=2):
+    return Trial(UNetConfig(8), TrainConfig(lr=lr, seed=seed, epochs=epochs), VARYING)
+
+
+def finish(trial, miou=0.5, seconds=10.0):
+    costs = {"cost/train_seconds": seconds, "cost/photos_per_second": 123.4, "cost/peak_mib": 456.7}
+    metrics = {"val/miou": miou, "val/miou_per_photo": miou - 0.1} | costs
+    return TrialResult("key", trial.name, trial.settings, "finished", metrics, 2, None, "", None, ENVIRONMENT)
+
+
+def fail(trial, reason="train/loss is nan at step 2"):
+    return TrialResult("key", trial.name, trial.settings, "failed", {}, None, "nonfinite", reason, None, {})
+
+
+def make_epoch(epoch, miou):
+    return EpochDone(epoch, {"val/miou": miou, "val/loss": 0.5, "train/loss": 0.25}, 1.0, 1.0)
+
+
+def print_to_text(results, width=80, **options):
+    text = io.StringIO()
+    print_ranking(Console(file=text, width=width), results, num_seeds=1, **options)
+    return text.getvalue()
+
+
+def show(events, trials, best=None, terminal=False):
+    """What a view of these trials prints, fed with (trial, event) pairs."""
+    text = io.StringIO()
+    console = Console(file=text, width=200, force_terminal=terminal, soft_wrap=True, highlight=False)
+    with ProgressView(console, dict.fromkeys(trials, 1.0), best) as view:
+        for trial, event in events:
+            view.show(trial, event)
+    return text.getvalue()
+
+
+def test_the_best_miou_ranks_first_and_equals_by_what_they_cost():
+    dear, cheap, best, poor = (
+        finish(make_trial(), miou, seconds) for miou, seconds in ((0.5, 20.0), (0.5, 10.0), (0.75, 90.0), (0.25, 1.0))
+    )
+    assert rank([dear, poor, cheap, best]) == [best, cheap, dear, poor]
+
+
+def test_what_failed_is_in_no_ranking_and_is_listed_in_its_order():
+    good, bad, worse = finish(make_trial()), fail(make_trial(), "first"), fail(make_trial(), "second")
+    assert rank([bad, good, worse]) == [good]
+    assert list_failed([bad, good, worse]) == [bad, worse]
+    assert rank([]) == []
+
+
+def test_the_ranking_of_four_settings_fits_in_eighty_columns_with_every_number():
+    trials = [
+        Trial(UNetConfig(features), TrainConfig(lr=lr, image_size=size, loss=loss), VARYING)
+        for features, lr, size, loss in ((8, 0.0005, 128, "bce_dice"), (16, 0.003, 96, "dice"))
+    ]
+    lines = print_to_text([finish(trials[0], 0.25, 7.0), finish(trials[1], 0.875, 98.7)]).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"])]
+    assert rows == [
+        ["1", "16", "0.003", "96", "dice", "0.875", "0.775", "2", "98.7", "123", "457"],
+        ["2", "8", "0.0005", "128", "bce_dice", "0.250", "0.150", "2", "7.0", "123", "457"],
+    ]
+
+
+def test_settings_that_all_trials_share_are_no_columns():
+    text = print_to_text([finish(make_trial(lr=0.1)), finish(make_trial(lr=0.2))])
+    assert "lr" in text
+    assert "loss" not in text
+
+
+def test_the_ranking_says_on_what_machine_it_was_timed_and_what_one_seed_is_worth():
+    text = print_to_text([finish(make_trial())])
+    assert "Example CPU, 2 threads, torch 2.13.0" in text
+    assert "One seed per setting: an order, not a comparison." in text
+
+
+def test_what_failed_is_listed_with_its_kind_and_reason_even_if_nothing_finished():
+    text = print_to_text([fail(make_trial(lr=0.1), "train/loss is nan at step [2]")])
+    assert "FAILED" in text
+    assert "lr=0.1" in text
+    assert "nonfinite: train/loss is nan at step [2]" in text
+
+
+def test_a_pipe_gets_a_line_for_each_trial_and_no_control_characters():
+    first, second = make_trial(0.1), make_trial(0.2)
+    events = [(first, STARTED), (first, make_epoch(1, 0.5)), (first, finish(first, 0.5)), (second, STARTED)]
+    lines = show([*events, (second, fail(second))], [first, second]).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("1/2  val/miou 0.500  best 0.500")
+    assert "lr=0.1" in lines[0]
+    assert lines[1].startswith("2/2  FAILED (nonfinite: train/loss is nan at step 2)")
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_trial_that_fails_before_it_starts_is_counted_too():
+    first, second = make_trial(0.1), make_trial(0.2)
+    lines = show([(first, fail(first)), (second, fail(second))], [first, second]).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["1/2", "2/2"]
+
+
+def test_the_best_so_far_counts_earlier_sessions_and_earlier_epochs():
+    trial = make_trial()
+    after_better_sessions = show([(trial, STARTED), (trial, make_epoch(1, 0.5)), (trial, finish(trial))], [trial], 0.75)
+    assert "best 0.750" in after_better_sessions
+    epochs = [(trial, make_epoch(1, 0.625)), (trial, make_epoch(2, 0.5))]
+    assert "best 0.625" in show([(trial, STARTED), *epochs, (trial, finish(trial, 0.625))], [trial])
+
+
+def test_the_time_left_is_that_of_the_work_left(monkeypatch):
+    clock = iter([0.0, *[30.0] * 20])
+    monkeypatch.setattr("bench.terminal.time.monotonic", lambda: next(clock))
+    first, second = make_trial(0.1), make_trial(0.2)
+    events = [(first, STARTED), (first, make_epoch(1, 0.5)), (first, make_epoch(2, 0.5)), (first, finish(first))]
+    text = show(events, [first, second])
+    assert "left 30 s" in text.splitlines()[-1]
+
+
+def test_a_terminal_is_shown_trial_epoch_losses_best_and_time_left():
+    trial = make_trial()
+    text = show([(trial, STARTED), (trial, make_epoch(1, 0.5)), (trial, finish(trial))], [trial], terminal=True)
+    assert "grid" in text
+    assert "trial 1/1  epoch 1/2  train/loss 0.250  val/loss 0.500  val/miou 0.500  best 0.500  left " in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (12.4, "12 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3600, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_seconds_are_written_as_people_say_them(seconds, text):
+    assert format_seconds(seconds) == text
