@@ -6,6 +6,7 @@ Knows nothing of files of photos, or of how a trial is run.
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import fields
@@ -43,7 +44,7 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
     if (num_trials := _count(axes)) > MAX_TRIALS:
         raise InputError(f"{path}: {num_trials:,} trials are over {MAX_TRIALS:,}; make the grid smaller")
     settings = {key: _check_type(f"base.{key}", key, value, path) for key, value in base.items()}
-    axes = {key: [_check_type(f"grid.{key}", key, value, path) for value in values] for key, values in axes.items()}
+    axes = {key: [_check_type(_where(key), key, value, path) for value in values] for key, values in axes.items()}
     varying = tuple(key for key, values in axes.items() if len(values) > 1)
     trials = tuple(
         _make_trial(settings | dict(zip(axes, point, strict=True)), varying, len(data.classes), path)
@@ -55,7 +56,7 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without what surprises: no anchors, no aliases (they can explode), no key twice."""
+    """YAML without what surprises: no anchors, no aliases (they can explode), no merges, no key twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -66,8 +67,15 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is a word"
+            elif key.tag == "tag:yaml.org,2002:merge":
+                problem = "merges (<<) are not read"
+            elif key.value in seen:
+                problem = f"{key.value} stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -92,11 +100,17 @@ def _check_keys(mapping: Any, where: str, known: Iterable[str], path: Path) -> d
         raise InputError(f"{path}: {where}: `key: value` lines are needed, got {mapping!r}")
     known = list(known)
     for key in mapping:
+        if key == "seed":
+            raise InputError(f"{path}: {where}: seeds have a key of their own, beside grid; write seeds: [0, 1, 2]")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"{path}: {where}: unknown key {key!r}; {hint}")
     return mapping
+
+
+def _where(key: str) -> str:
+    return "seeds" if key == "seed" else f"grid.{key}"
 
 
 def _check_axis(where: str, values: Any, path: Path) -> list[Any]:
@@ -114,23 +128,27 @@ def _check_type(where: str, key: str, value: Any, path: Path) -> Any:
         if value in get_args(hint):
             return value
         raise InputError(f"{path}: {where}: unknown {value!r}; choose {', '.join(get_args(hint))}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     if type(value) is hint:
         return value
     advice = f"a number of type {hint.__name__} is needed"
-    if isinstance(value, str) and (number := _parse_number(value)) is not None:
+    number = _parse_number(value) if isinstance(value, str) else None
+    if number is not None and hint is float:
         mantissa, exponent = f"{number:e}".split("e")
-        plain = f"{float(mantissa)}e{int(exponent):+d}" if hint is float else str(int(number))
-        advice = f"YAML reads this as text; write {plain}"
+        advice = f"YAML reads this as text; write {float(mantissa)}e{int(exponent):+d}"
+    elif number is not None and number == int(number):
+        advice = f"YAML reads this as text; write {int(number)}"
     raise InputError(f"{path}: {where}: got {value!r}; {advice}")
 
 
 def _parse_number(text: str) -> float | None:
+    """The finite number that a text spells, if it does."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _make_data(content: Any, folders: Mapping[str, str | None], path: Path) -> DataConfig:

@@ -44,8 +44,6 @@ def _train(
     yield Started(
         device=str(device),
         precision=str(choose_precision(trial.train.precision, device)).removeprefix("torch."),
-        num_parameters=count_parameters(model),
-        forward_gflop=compute_forward_gflop(trial.unet.init_features, trial.train.image_size),
         environment=describe_environment(device),
     )
     epochs: list[Epoch] = []
@@ -67,6 +65,8 @@ def _train(
         "cost/train_seconds": sum(epoch.train_seconds for epoch in epochs),
         "cost/photos_per_second": statistics.median(epoch.photos_per_second for epoch in epochs),
         "cost/peak_mib": measure_peak_mib(device),
+        "cost/parameters": float(count_parameters(model)),
+        "cost/forward_gflop": compute_forward_gflop(trial.unet.init_features, trial.train.image_size),
     }
     yield Checkpoint("last", epochs[-1].number, dump_model(model, card))
     model.load_state_dict(best_state)

@@ -40,6 +40,7 @@ def run_experiment(
         console.print(_describe(experiment, data, plan))
         results = dict(plan.results)
         mirror = Mirror(experiment.name, grid)
+        mirror.close_stale({result.key: result.status for result in journal.read_results(folder)})
         work = {trial: compute_work(trial, data) for trial in plan.pending}
         best = max((result.metrics["val/miou"] for result in rank(results.values())), default=None)
         running = run_pending(experiment, data, plan, folder, mirror, device_name)

@@ -28,7 +28,7 @@ class ProgressView:
         self._console = console
         self._work = work  # of the pending trials: time is shared out by it
         self._best = best
-        self._number = 0
+        self._number = 0  # trials that have ended
         self._done_work = 0.0
         self._trial_work = 0.0
         self._start = self._last_line = time.monotonic()
@@ -51,13 +51,13 @@ class ProgressView:
     def show(self, trial: Trial, event: Event | TrialResult) -> None:
         match event:
             case Started():
-                self._number += 1
                 self._trial_work = 0.0
                 self._bars.update(self._trial_bar, total=trial.train.epochs, completed=0, note=trial.name)
             case EpochDone(epoch, metrics):
                 self._trial_work = self._work[trial] * epoch / trial.train.epochs
                 self._show_epoch(trial, epoch, metrics)
             case TrialResult():
+                self._number += 1
                 self._done_work += self._work[trial]
                 self._trial_work = 0.0
                 self._show_result(event)
@@ -65,7 +65,7 @@ class ProgressView:
     def _show_epoch(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> None:
         self._best = max(metrics["val/miou"], self._best or 0.0)
         line = (
-            f"trial {self._number}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
+            f"trial {self._number + 1}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
             f"train/loss {metrics['train/loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
             f"val/miou {metrics['val/miou']:.3f}  best {self._best:.3f}  left {self._format_left()}"
         )

@@ -8,9 +8,10 @@ import colorsys
 import io
 import logging
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +63,21 @@ class Mirror:
         except Exception as error:  # whatever a store, a server or a disk may raise
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
+    def close_stale(self, committed: Mapping[str, str]) -> None:
+        """Give runs of this journal that still say RUNNING their true status: the lock says their driver is dead.
+
+        `committed` is status by trial key; what is not in it was killed on the way.
+        """
+        if self.problem:
+            return
+        with self._guard():
+            running = self._client.search_runs(
+                [self.experiment_id], f"attributes.status = 'RUNNING' and tags.journal = '{_name_journal()}'"
+            )
+            for run in running:
+                status = committed.get(run.data.tags.get("trial_key", ""), "killed")
+                self._client.set_terminated(run.info.run_id, status.upper())
+
     def begin(self, trial: Trial, key: str, data: dict[str, object], color_index: int) -> str | None:
         """Open a run: settings as params, the varying ones first; what it was trained on and with as tags."""
         if self.problem:
@@ -69,13 +85,13 @@ class Mirror:
         with self._guard():
             from mlflow.entities import Param
 
-            self._kill_stale(key)
             varying_first = sorted(trial.settings.items(), key=lambda item: item[0] not in trial.varying)
             tags = {
                 "mlflow.note.content": f"Settings that vary: {trial.name}",
                 "mlflow.runColor": _make_color(color_index),
                 "mlflow.source.name": "bench run",
                 "trial_key": key,
+                "journal": _name_journal(),
                 "grid": self._grid_file,
             } | {f"data.{name}": str(value) for name, value in data.items()}
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=_name_run(trial))
@@ -94,9 +110,7 @@ class Mirror:
             match event:
                 case Started():
                     facts = {"device": event.device, "precision": event.precision} | event.environment
-                    self._log(tags=facts)
-                    costs = {"cost/parameters": event.num_parameters, "cost/forward_gflop": event.forward_gflop}
-                    self._log(metrics=costs)
+                    self._log(tags=facts)  # no metric yet: val/miou must be the first
                 case EpochDone(epoch, metrics):
                     self._log(metrics=metrics, step=epoch)
                 case Checkpoint():
@@ -122,7 +136,8 @@ class Mirror:
         """Add the files of a committed trial and close its run with its true status."""
         if self.problem or self._run_id is None:
             return
-        with self._guard():
+        run_id = self._run_id
+        with self._guard(), self._terminated("FINISHED" if result.status == "finished" else "FAILED"):
             for name, artifact_path in (
                 ("settings.json", None),
                 ("per_photo.json", None),
@@ -130,16 +145,22 @@ class Mirror:
                 ("last.safetensors", "checkpoints"),
             ):
                 if (trial_folder / name).is_file():
-                    self._client.log_artifact(self._run_id, str(trial_folder / name), artifact_path)
-            self._client.set_terminated(self._run_id, "FINISHED" if result.status == "finished" else "FAILED")
-        self._run_id = None
+                    self._client.log_artifact(run_id, str(trial_folder / name), artifact_path)
 
     def kill(self) -> None:
         """Close the open run as KILLED: the driver was told to stop."""
         if self._run_id is not None:
-            with self._guard():
-                self._client.set_terminated(self._run_id, "KILLED")
-            self._run_id = None
+            with self._guard(), self._terminated("KILLED"):
+                pass
+
+    @contextmanager
+    def _terminated(self, status: str) -> Iterator[None]:
+        """Whatever happens inside, a Ctrl-C too, the open run does not stay RUNNING."""
+        run_id, self._run_id = self._run_id, None
+        try:
+            yield
+        finally:
+            self._client.set_terminated(run_id, status)
 
     def record_test(self, run_id: str, metrics: dict[str, float]) -> None:
         """Add the winner's test metrics to its run."""
@@ -162,14 +183,6 @@ class Mirror:
             synchronous=True,
         )
 
-    def _kill_stale(self, key: str) -> None:
-        """Runs of this trial that still say RUNNING belong to a driver that died: this one holds the lock."""
-        running = self._client.search_runs(
-            [self.experiment_id], f"tags.trial_key = '{key}' and attributes.status = 'RUNNING'"
-        )
-        for run in running:
-            self._client.set_terminated(run.info.run_id, "KILLED")
-
 
 def format_ui_hint(experiment_id: str) -> list[str]:
     """How to see an experiment: the command, and the page to open: model training, as charts."""
@@ -190,7 +203,7 @@ def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
     if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
         raise InputError(f"{DEFAULT_STORE}: nothing tracked here yet; start with `bench run`, in this folder")
     options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "ui", *options], os.environ | ENVIRONMENT | {
+    return [sys.executable, "-m", "mlflow", "ui", *options], ENVIRONMENT | os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
     }
 
@@ -249,6 +262,11 @@ def _find_or_make_experiment(client: Any, name: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise RuntimeError(f"experiment {name} was deleted in MLflow; restore it there or rename it in the file")
     return str(experiment.experiment_id)
+
+
+def _name_journal() -> str:
+    """Which journal runs belong to: several machines may mirror into one server."""
+    return f"{platform.node()}:{Path.cwd()}".replace("'", "")
 
 
 def _name_run(trial: Trial) -> str:

@@ -63,8 +63,6 @@ class Started:
 
     device: str
     precision: str
-    num_parameters: int
-    forward_gflop: float  # of one photo
     environment: dict[str, str]
 
 

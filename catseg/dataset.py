@@ -91,7 +91,7 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     train = list_pairs(config.train, config.classes)
     if config.val is None:
         train, val = split_pairs(train, config.val_fraction)
-    elif config.val == SAME_AS_TRAIN:
+    elif config.val == SAME_AS_TRAIN or Path(config.val).resolve() == Path(config.train).resolve():
         val = train
     else:
         val = list_pairs(config.val, config.classes)
@@ -108,10 +108,12 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     train_sets, train_digest = read(train, sizes)
     val_sets, val_digest = (train_sets, train_digest) if val is train else read(val, sizes)
     if config.test is not None:  # read now and dropped: a bad file must not turn up when the grid is done
-        read(list_pairs(config.test, config.classes), sizes[:1])
+        test_sets, _ = read(list_pairs(config.test, config.classes), sizes[:1])
     if problems:
         raise InputError(problems)
-    for role, sets in (("train", train_sets[sizes[0]]), ("val", val_sets[sizes[0]])):
+    roles = {"train": train_sets, "val": val_sets} | ({"test": test_sets} if config.test is not None else {})
+    for role, by_size in roles.items():
+        sets = by_size[sizes[0]]
         if not any(np.any((mask > 0) & (mask != VOID)) for mask in sets.native_masks):
             raise InputError(
                 f"data.{role}: no pixel of {', '.join(config.classes)} in {len(sets.names)} photos; masks hold "

@@ -43,6 +43,8 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed: must be below 2**63, got {self.seed}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr: must be above 0 and finite, got {self.lr}")
         if not 0 <= self.weight_decay < 1:

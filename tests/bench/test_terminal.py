@@ -13,7 +13,7 @@ from catseg.unet import UNetConfig
 
 ENVIRONMENT = {"cpu": "Example CPU", "gpu": "none", "threads": "2", "torch": "2.13.0"}
 VARYING = ("init_features", "lr", "image_size", "loss")
-STARTED = Started("cpu", "float32", 30751, 0.1, ENVIRONMENT)
+STARTED = Started("cpu", "float32", ENVIRONMENT)
 
 
 def make_trial(lr=0.001, seed=0, epochs=2):
