@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +60,8 @@ class Mirror:
     @contextmanager
     def _guard(self) -> Iterator[None]:
         try:
-            yield
+            with _uninterrupted():
+                yield
         except Exception as error:  # whatever a store, a server or a disk may raise
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
@@ -221,6 +223,21 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{run_id}: neither a file nor a run with a checkpoint ({reason}); check the id") from None
         yield Path(path)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A Ctrl-C waits for the end of the block: a transaction torn in two keeps its lock on the store."""
+    caught: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {signum: signal.signal(signum, lambda number, _: caught.append(number)) for signum in stops}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 def _connect() -> Any:

@@ -187,3 +187,30 @@ def test_a_trial_that_asks_for_more_memory_than_there_is_runs_out_of_memory():
         [sys.executable, "-c", OUT_OF_MEMORY], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stdout) == (0, "oom 1\n"), process.stderr
+
+
+ALL_CORES = """
+import os, sys
+from bench.engine import run_local
+from bench.trial import EpochDone, Trial
+from catseg.dataset import DataConfig, load_data
+from catseg.train import TrainConfig
+from catseg.unet import UNetConfig
+
+if __name__ == "__main__":
+    trial = Trial(UNetConfig(8), TrainConfig(image_size=64, batch_size=4, epochs=3), ())
+    sets = load_data(DataConfig(train=sys.argv[1]), [64]).sets[64]
+    for _ in range(2):
+        epochs = [event for event in run_local(trial, *sets, ("cat",), "cpu") if isinstance(event, EpochDone)]
+        print([(epoch.metrics["train/loss"], epoch.metrics["val/loss"]) for epoch in epochs])
+"""
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_losses_bit_for_bit_on_all_cores(tmp_path, write_photos):
+    command = [sys.executable, "-c", ALL_CORES, write_photos(tmp_path / "photos")]
+    all_cores = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    process = subprocess.run(command, cwd=ROOT, env=all_cores, capture_output=True, text=True, check=False)
+    first, second = process.stdout.splitlines()
+    assert first == second
+    assert first.count("(") == 3
