@@ -56,11 +56,11 @@ def run_pending(
     for trial in plan.pending:
         key = plan.keys[trial]
         trial_folder = journal.begin(folder, trial, key, facts)
-        run_id = mirror.begin(trial, key, facts, color_index=experiment.trials.index(trial))
         train_set, val_set = data.sets[trial.train.image_size]
         environment: dict[str, str] = {}
         result = None
         try:
+            run_id = mirror.begin(trial, key, facts, color_index=experiment.trials.index(trial))
             for event in run_local(trial, train_set, val_set, experiment.data.classes, device_name):
                 journal.write_event(trial_folder, event)
                 if isinstance(event, Started):
