@@ -73,8 +73,7 @@ def run_pending(
             journal.commit(trial_folder, result)
             mirror.end(trial_folder, result)
         finally:
-            if result is None:
-                mirror.kill()
+            mirror.kill()  # does nothing once `end` has closed the run
         yield trial, result
 
 

@@ -29,7 +29,8 @@ def run_local(
     milliseconds instead of seconds. Closing the iterator ends the process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.run"])
+    # the first optimizer of a process imports torch._dynamo: a second a trial, unless it is there
+    context.set_forkserver_preload(["bench.run", "torch._dynamo"])
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(prefix="bench-worker-", suffix=".log") as log:
         process = context.Process(

@@ -34,9 +34,9 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
     name = content.get("experiment")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{path}: experiment: a name of letters, digits, - and _ is needed, got {name!r}")
-    data = _make_data(content.get("data"), folders, path)
-    base = _check_keys(content.get("base") or {}, "base", GRID_KEYS, path)
-    axes = _check_keys(content.get("grid") or {}, "grid", GRID_KEYS, path)
+    data = _make_data(content, folders, path)
+    base = _check_block(content, "base", GRID_KEYS, path)
+    axes = _check_block(content, "grid", GRID_KEYS, path)
     for key in base.keys() & axes.keys():
         raise InputError(f"{path}: {key} stands in base and in grid; keep one")
     axes = {key: _check_axis(f"grid.{key}", values, path) for key, values in axes.items()}
@@ -109,6 +109,11 @@ def _check_keys(mapping: Any, where: str, known: Iterable[str], path: Path) -> d
     return mapping
 
 
+def _check_block(content: dict[str, Any], name: str, known: Iterable[str], path: Path) -> dict[str, Any]:
+    """The block of that name; one that is absent or has no lines is empty."""
+    return {} if content.get(name) is None else _check_keys(content[name], name, known, path)
+
+
 def _where(key: str) -> str:
     return "seeds" if key == "seed" else f"grid.{key}"
 
@@ -151,9 +156,9 @@ def _parse_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _make_data(content: Any, folders: Mapping[str, str | None], path: Path) -> DataConfig:
+def _make_data(content: dict[str, Any], folders: Mapping[str, str | None], path: Path) -> DataConfig:
     """The `data:` block. Its relative folders start at the file; those of flags at the working folder."""
-    raw = _check_keys(content or {}, "data", [field.name for field in fields(DataConfig)], path)
+    raw = _check_block(content, "data", [field.name for field in fields(DataConfig)], path)
     for role in ("train", "val", "test"):
         value = raw.get(role)
         if value is not None and not isinstance(value, str):

@@ -108,7 +108,8 @@ def _score_winner(
             mirror.record_test(winner.run_id, metrics)
     console.print(
         f"Test: val/miou chose {winner.name} of {len(experiment.trials)}; test/miou {metrics['test/miou']:.3f} "
-        f"on {experiment.data.test}"
+        f"on {experiment.data.test}",
+        markup=False,
     )
 
 

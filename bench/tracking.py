@@ -227,10 +227,19 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A Ctrl-C waits for the end of the block: a transaction torn in two keeps its lock on the store."""
+    """A Ctrl-C waits for the end of the block: a transaction torn in two keeps its lock on the store.
+
+    The second one stops at once; what it leaves behind is mended by the next session, as after a kill -9.
+    """
     caught: list[int] = []
+
+    def remember(signum: int, _: object) -> None:
+        if caught:
+            os._exit(128 + signum)
+        caught.append(signum)
+
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {signum: signal.signal(signum, lambda number, _: caught.append(number)) for signum in stops}
+    handlers = {signum: signal.signal(signum, remember) for signum in stops}
     try:
         yield
     finally:

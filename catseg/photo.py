@@ -124,13 +124,14 @@ def paint_overlay(photo_HW3: UInt8, labels_HW: UInt8) -> UInt8:
 def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8:
     """Four pictures in a square: photo | truth over prediction | errors.
 
-    Truth and prediction are green. Of the errors, hits are green, misses orange, false alarms
+    All but the photo are grey where nothing is. Truth and prediction are green. Of the errors, hits are green, misses orange, false alarms
     blue (a wrong class is a false alarm); void is grey. A square, for MLflow shows images as
     square thumbnails: a row of three would be a strip in them.
     """
     void, true, predicted = mask_HW == VOID, (mask_HW > 0) & (mask_HW != VOID), prediction_HW > 0
     hit = true & (prediction_HW == mask_HW)
-    truth, prediction, errors = photo_HW3.copy(), photo_HW3.copy(), photo_HW3.copy()
+    grey_HW3 = np.repeat(photo_HW3.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    truth, prediction, errors = grey_HW3.copy(), grey_HW3.copy(), grey_HW3.copy()
     for picture, region, color in (
         (truth, true, HIT),
         (truth, void, VOID_GREY),
