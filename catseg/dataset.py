@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class PhotoSet:
     names: tuple[str, ...]
     photo_NSS3: UInt8  # top left, black beyond
     mask_NSS: UInt8  # the same, void beyond
-    native_masks: tuple[UInt8, ...]  # at the photos' own sizes
+    native_masks: tuple[UInt8, ...]  # at the photos' own sizes; none for photos that are only trained on
     shown: tuple[Shown, ...]
 
 
@@ -120,7 +120,9 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
                 "label ids (1 for the first class, 255 for void), check them and `classes`"
             )
     digest = hashlib.sha256("\n".join((*config.classes, train_digest, val_digest)).encode()).hexdigest()
-    return Data({size: (train_sets[size], val_sets[size]) for size in sizes}, digest[:16], val is train)
+    # nothing is scored on or shown of the training photos: what that takes need not travel to the workers
+    trained = {size: replace(train_sets[size], native_masks=(), shown=()) for size in sizes}
+    return Data({size: (trained[size], val_sets[size]) for size in sizes}, digest[:16], val is train)
 
 
 def load_photo_set(source: str, classes: tuple[str, ...], image_size: int) -> PhotoSet:

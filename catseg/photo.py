@@ -124,9 +124,9 @@ def paint_overlay(photo_HW3: UInt8, labels_HW: UInt8) -> UInt8:
 def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8:
     """Four pictures in a square: photo | truth over prediction | errors.
 
-    All but the photo are grey where nothing is. Truth and prediction are green. Of the errors, hits are green, misses orange, false alarms
-    blue (a wrong class is a false alarm); void is grey. A square, for MLflow shows images as
-    square thumbnails: a row of three would be a strip in them.
+    All but the photo are grey where nothing is. Truth and prediction are green; of the errors,
+    hits are green, misses orange, false alarms blue (a wrong class is a false alarm). Void is a
+    plain grey. A square, for MLflow's thumbnails are: a row of four would be a strip in them.
     """
     void, true, predicted = mask_HW == VOID, (mask_HW > 0) & (mask_HW != VOID), prediction_HW > 0
     hit = true & (prediction_HW == mask_HW)
