@@ -307,13 +307,14 @@ def test_photos_and_masks_are_fitted_to_every_size_and_kept_at_their_own(labelme
     data = load_data(DataConfig(str(labelme_folder), val="train"), [64, 32, 32])
     assert sorted(data.sets) == [32, 64]
     pairs = read_all(labelme_folder)
-    for size, (train, _) in data.sets.items():
-        assert train.names == tuple(pairs)
+    for size, (train, val) in data.sets.items():
+        assert train.names == val.names == tuple(pairs)
+        assert train.native_masks == () and train.shown == ()  # nothing is scored on or shown of them
         assert train.photo_NSS3.shape == (6, size, size, 3) and train.mask_NSS.shape == (6, size, size)
         for index, (photo, mask) in enumerate(pairs.values()):
             np.testing.assert_array_equal(train.photo_NSS3[index], fit_photo(photo, size))
             np.testing.assert_array_equal(train.mask_NSS[index], fit_mask(mask, size))
-            np.testing.assert_array_equal(train.native_masks[index], mask)
+            np.testing.assert_array_equal(val.native_masks[index], mask)
     assert np.all(data.sets[64][0].mask_NSS[:, 48:] == VOID)  # 64 x 48 photos end there
 
 
@@ -321,7 +322,7 @@ def test_validation_on_the_training_photos_says_so(labelme_folder):
     data = load_data(DataConfig(str(labelme_folder), val="train"), [32])
     train, val = data.sets[32]
     assert data.val_is_train
-    assert val is train
+    assert val.photo_NSS3 is train.photo_NSS3 and val.mask_NSS is train.mask_NSS  # read once, held once
     assert data.num_photos == (6, 6)
 
 
