@@ -86,7 +86,7 @@ def _read_yaml(path: Path) -> Any:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path}: over 1 MB; an experiment file is a page of text")
     try:
-        return yaml.load(path.read_text("utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+        return _StrictLoader(path.read_text("utf-8")).get_single_data()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: {error.problem}; mend the YAML") from None

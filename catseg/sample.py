@@ -1,9 +1,10 @@
 """The built-in dataset: drawn cats with exact outlines, as many as wanted, always the same.
 
 In:  the number of a photo.   Out: photo_HW3 and its mask_HW, 192 x 192.
-Knows nothing of files. It is hard on purpose: fur like the background, clutter in fur's colours,
-cushions with a cat's coat and no head, several cats, small cats, bars and leaves in front of
-them, and one photo in twelve without a cat.
+Knows nothing of files. It is hard on purpose, as far as a grid of minutes allows: coats of many
+colours, furniture that now and then has the colour of fur, cushions with a cat's coat and no head,
+several cats, small cats, bars and leaves in front of them, and one photo in twelve without a cat.
+How hard was measured: experiments/LOG.md.
 """
 
 import itertools
@@ -28,7 +29,7 @@ Color = tuple[int, int, int]
 
 
 def draw_photo(number: int) -> tuple[UInt8, UInt8]:
-    """Photo and mask of one number; the same number gives the same pixels on every machine."""
+    """Photo and mask of one number; the same number gives the same pixels (with the same Pillow and numpy)."""
     rng = np.random.default_rng([2026, number])
     side = SIDE * SCALE
     photo = _draw_background(rng, side)
@@ -43,7 +44,7 @@ def draw_photo(number: int) -> tuple[UInt8, UInt8]:
 
 
 def _draw_background(rng: np.random.Generator, side: int) -> Image.Image:
-    """A wall over a floor, light falling off to one side, and furniture in the colours of fur."""
+    """A wall over a floor, and furniture: most of it in colours of its own, a little in those of fur."""
     wall, floor = (_jitter(CLUTTER[rng.integers(len(CLUTTER))], rng, 20) for _ in range(2))
     photo = Image.new("RGB", (side, side), wall)
     draw = ImageDraw.Draw(photo)
