@@ -12,7 +12,7 @@ from bench.trial import TrialResult
 def rank(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Finished trials by val/miou, best first; equals in the cheaper one's favour.
 
-    One seed per setting gives an order, not a comparison: seeds alone move val/miou by about 0.03.
+    One seed per setting gives an order, not a comparison: seeds alone can move val/miou by some 0.03.
     """
     finished = [result for result in results if result.status == "finished"]
     return sorted(finished, key=lambda result: (-result.metrics["val/miou"], result.metrics["cost/train_seconds"]))

@@ -42,7 +42,16 @@ ENVIRONMENT = {
 
 def find_store_uri() -> str:
     """MLFLOW_TRACKING_URI, or MLflow's own default: mlflow.db in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+
+
+def _default_uri() -> str:
+    return f"sqlite:///{DEFAULT_STORE.resolve()}"
+
+
+def _lacks_default_store() -> bool:
+    """MLflow's own store is the one to use, and nobody has made it yet."""
+    return find_store_uri() == _default_uri() and not DEFAULT_STORE.is_file()
 
 
 class Mirror:
@@ -192,8 +201,7 @@ def format_ui_hint(experiment_id: str) -> list[str]:
     page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return [f"{uri.rstrip('/')}/{page}"]
-    is_default = uri == f"sqlite:///{DEFAULT_STORE.resolve()}"
-    command = "mlflow ui" if is_default else f"mlflow ui --backend-store-uri {uri}"
+    command = "mlflow ui" if uri == _default_uri() else f"mlflow ui --backend-store-uri {uri}"
     return [command, f"http://127.0.0.1:{UI_PORT}/{page}"]
 
 
@@ -202,7 +210,7 @@ def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
     uri = find_store_uri()
     if uri.startswith(("http://", "https://")):
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} is a server already; open it in a browser")
-    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+    if _lacks_default_store():
         raise InputError(f"{DEFAULT_STORE}: nothing tracked here yet; start with `bench run`, in this folder")
     options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "ui", *options], ENVIRONMENT | os.environ | {
@@ -213,8 +221,7 @@ def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
 @contextmanager
 def fetch_checkpoint(run_id: str) -> Iterator[Path]:
     """The best checkpoint of an MLflow run, as a file for as long as it is needed."""
-    uri = find_store_uri()
-    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+    if _lacks_default_store():
         raise InputError(f"{run_id}: neither a file nor a run: there is no {DEFAULT_STORE} here; check the path")
     with TemporaryDirectory() as folder:
         try:
@@ -257,10 +264,9 @@ def _connect() -> Any:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.ERROR)
-    uri = find_store_uri()
-    if uri == f"sqlite:///{DEFAULT_STORE.resolve()}" and not DEFAULT_STORE.is_file():
+    if _lacks_default_store():
         _make_store(DEFAULT_STORE.resolve(), MlflowClient)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=find_store_uri())
 
 
 def _make_store(path: Path, make_client: Callable[..., Any]) -> None:
