@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from bench.trial import SETTINGS, Experiment, Trial
-from catseg.dataset import SAME_AS_TRAIN, SAMPLE, DataConfig
+from catseg.dataset import SAME_AS_TRAIN, DataConfig
 from catseg.errors import InputError
+from catseg.sample import SAMPLE
 from catseg.train import TrainConfig
 from catseg.unet import UNetConfig
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.trial import Checkpoint, Event, Finished, Overlays, Trial, TrialResult
 from catseg.errors import InputError
-from catseg.photo import save_bytes
+from catseg.files import save_bytes
 
 ROOT = Path("mlruns/journal")
 

@@ -22,6 +22,8 @@ from catseg.dataset import Data, load_data
 from catseg.device import choose_device
 from catseg.errors import InputError
 
+NUM_LEAKS_NAMED = 3  # of many; `bench data check` names all
+
 
 def run_experiment(
     grid: Path, folders: Mapping[str, str | None], only: str | None, retry: str, device_name: str
@@ -38,6 +40,7 @@ def run_experiment(
     with journal.lock_experiment(experiment.name) as folder:
         plan = make_plan(experiment, data, folder, retry_kinds)
         console.print(_describe(experiment, data, plan))
+        _warn_of_leaks(console, data)
         results = dict(plan.results)
         mirror = Mirror(experiment.name, grid)
         mirror.close_stale({result.key: result.status for result in journal.read_results(folder)})
@@ -53,6 +56,7 @@ def run_experiment(
         print_ranking(console, ordered, num_seeds=len({trial.train.seed for trial in experiment.trials}))
         if data.val_is_train:
             console.print("Validated on the training photos: this shows what was memorised, not skill.")
+        _warn_of_leaks(console, data)
         if experiment.data.test and rank(ordered):
             _score_winner(console, experiment, rank(ordered)[0], folder, mirror, device_name)
     _say_where(console, ordered, folder, mirror)
@@ -72,6 +76,7 @@ def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, d
         outcome = f"  val/miou {result.metrics['val/miou']:.3f}" if result and result.status == "finished" else ""
         console.print(f"{state:9s} {trial.name}{outcome}", markup=False)
     console.print(_describe(experiment, data, plan))
+    _warn_of_leaks(console, data)
     if plan.pending:
         seconds = estimate_seconds(plan, data, device_name)
         console.print(f"About {format_seconds(seconds)} of training left on this machine, good to a factor of two.")
@@ -90,6 +95,19 @@ def _describe(experiment: Experiment, data: Data, plan: Plan) -> str:
         f"{experiment.name}: {len(experiment.trials)} trials, {done} done, {len(plan.pending)} to do; "
         f"{train_photos} photos to train, {validation}; data {data.fingerprint}"
     )
+
+
+def _warn_of_leaks(console: Console, data: Data) -> None:
+    """Said before the training, while there is time to stop, and under the scores that it flatters."""
+    if data.leaks:
+        count = "1 pair of photos is" if len(data.leaks) == 1 else f"{len(data.leaks)} pairs of photos are"
+        named = "; ".join(f"{leak.first} = {leak.second}" for leak in data.leaks[:NUM_LEAKS_NAMED])
+        more = ", ..." if len(data.leaks) > NUM_LEAKS_NAMED else ""
+        console.print(
+            f"Leaks: {count} nearly the same in two sets, which flatters the score: "
+            f"{named}{more} (`bench data check DIR --against DIR` lists them)",
+            markup=False,
+        )
 
 
 def _score_winner(

@@ -1,28 +1,28 @@
-"""Folders of annotated photos -> checked pairs -> uint8 arrays in memory, split in two.
+"""Pairs of photo and mask -> uint8 arrays in memory, split in two.
 
-In:  `sample`, a Labelme folder or a VOC folder.   Out: PhotoSet, one for training, one for validation.
-Knows nothing of models or tensors.      (N photos, S side, H height, W width in pixels)
+In:  DataConfig, or pairs.   Out: PhotoSet, one for training, one for validation.
+Knows nothing of models or tensors, nor of how folders are laid out.
+(N photos, S side, H height, W width in pixels)
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from catseg.duplicates import Bits, compute_hashes, find_near, make_groups
 from catseg.errors import InputError
-from catseg.labelme import VOID_LABEL, draw_mask, load_annotation, make_label_ids
-from catseg.photo import PHOTO_SUFFIXES, VOID, UInt8, fit_mask, fit_photo, read_mask, read_photo
-from catseg.sample import NUM_PHOTOS, draw_photo
+from catseg.folder import Pair, list_pairs, map_pairs
+from catseg.labelme import make_label_ids
+from catseg.photo import VOID, UInt8, fit_mask, fit_photo
+from catseg.sample import SAMPLE
 
-SAMPLE = "sample"
 SAME_AS_TRAIN = "train"  # data.val: validate on the training photos; shows what was memorised, not skill
-VOC_PHOTOS, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassPNG")
 NUM_SHOWN, SHOWN_SIDE = 4, 256  # photos shown as overlays, and the most their longer side may measure
 
 
@@ -39,14 +39,6 @@ class DataConfig:
             raise ValueError(f"val_fraction: must lie between 0 and 1, got {self.val_fraction}")
         if not self.classes or len(set(make_label_ids(self.classes))) != len(self.classes) + 2:
             raise ValueError(f"classes: must be different names of objects, got {list(self.classes)}")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A photo and its mask, not yet read. `read` gives (photo_HW3, mask_HW) or raises InputError."""
-
-    name: str
-    read: Callable[[], tuple[UInt8, UInt8]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +62,22 @@ class PhotoSet:
 
 
 @dataclass(frozen=True)
+class Leak:
+    """One photo in two roles, nearly the same: what is learnt of the first is known of the second."""
+
+    first: str  # "train cat-1"
+    second: str  # "val cat-7"
+    distance: int  # bits of 144
+
+
+@dataclass(frozen=True)
 class Data:
     """All that a grid needs: one (training, validation) pair of sets for each image size."""
 
     sets: dict[int, tuple[PhotoSet, PhotoSet]]
     fingerprint: str  # of all pixels and classes: equal data, equal fingerprint, whatever the file format
     val_is_train: bool
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def num_photos(self) -> tuple[int, int]:
@@ -84,121 +86,178 @@ class Data:
         return len(train.names), len(val.names)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What is kept of one photo when its pixels are dropped."""
+
+    pair: Pair
+    fits: dict[int, tuple[UInt8, UInt8]]  # image size -> photo_SS3, mask_SS
+    native_mask: UInt8
+    digest: str  # of its pixels and its mask
+    hashes: Bits | None  # None: not looked for among the others
+
+
 def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     """Read, check and fit everything once; InputError lists all problems of all files."""
     if config.train is None:
         raise InputError("data.train: no training photos named; give --train DIR or set it in the experiment file")
-    train = list_pairs(config.train, config.classes)
-    if config.val is None:
-        train, val = split_pairs(train, config.val_fraction)
-    elif config.val == SAME_AS_TRAIN or Path(config.val).resolve() == Path(config.train).resolve():
-        val = train
-    else:
-        val = list_pairs(config.val, config.classes)
     sizes = sorted(set(image_sizes))
+    same = config.val == SAME_AS_TRAIN or _is_same(config.val, config.train)
+    sources = {"train": config.train, "val": None if same else config.val, "test": config.test}
+    photos: dict[str, list[Decoded]] = {}
     problems: list[str] = []
-
-    def read(pairs: list[Pair], sizes: list[int]) -> tuple[dict[int, PhotoSet], str]:
-        try:
-            return read_pairs(pairs, sizes)
-        except InputError as error:  # the others are read, too: all problems at once
-            problems.extend(error.problems)
-            return {}, ""
-
-    train_sets, train_digest = read(train, sizes)
-    val_sets, val_digest = (train_sets, train_digest) if val is train else read(val, sizes)
-    if config.test is not None:  # read now and dropped: a bad file must not turn up when the grid is done
-        test_sets, _ = read(list_pairs(config.test, config.classes), sizes[:1])
+    for role, source in sources.items():
+        if source is None:
+            continue
+        try:  # the others are read, too: all problems at once
+            # the test photos are read now and dropped: a bad file must not turn up when the grid is done
+            photos[role] = decode(list_pairs(source, config.classes), sizes[: 1 if role == "test" else None], source)
+        except InputError as error:
+            problems += error.problems
     if problems:
         raise InputError(problems)
-    roles = {"train": train_sets, "val": val_sets} | ({"test": test_sets} if config.test is not None else {})
-    for role, by_size in roles.items():
-        sets = by_size[sizes[0]]
-        if not any(np.any((mask > 0) & (mask != VOID)) for mask in sets.native_masks):
+    if same:
+        photos["val"] = photos["train"]
+    elif config.val is None:
+        photos["train"], photos["val"] = split(photos["train"], config.val_fraction)
+    for role, decoded in photos.items():
+        if not any(np.any((photo.native_mask > 0) & (photo.native_mask != VOID)) for photo in decoded):
             raise InputError(
-                f"data.{role}: no pixel of {', '.join(config.classes)} in {len(sets.names)} photos; masks hold "
+                f"data.{role}: no pixel of {', '.join(config.classes)} in {len(decoded)} photos; masks hold "
                 "label ids (1 for the first class, 255 for void), check them and `classes`"
             )
-    digest = hashlib.sha256("\n".join((*config.classes, train_digest, val_digest)).encode()).hexdigest()
+    digests = [_digest(photo.digest for photo in photos[role]) for role in ("train", "val")]
     # nothing is scored on or shown of the training photos: what that takes need not travel to the workers
-    trained = {size: replace(train_sets[size], native_masks=(), shown=()) for size in sizes}
-    return Data({size: (trained[size], val_sets[size]) for size in sizes}, digest[:16], val is train)
+    shown = _make_shown(photos["val"])
+    sets = {}
+    for size in sizes:
+        val = make_photo_set(photos["val"], size, shown=shown)
+        train = make_photo_set(photos["train"], size, scored=False) if not same else _strip(val)
+        sets[size] = train, val
+    return Data(sets, _digest((*config.classes, *digests))[:16], same, find_leaks(photos))
+
+
+def _strip(photos: PhotoSet) -> PhotoSet:
+    """The same arrays, held once, without what only scoring and showing take."""
+    return replace(photos, native_masks=(), shown=())
+
+
+def _is_same(val: str | None, train: str) -> bool:
+    return val is not None and Path(val).resolve() == Path(train).resolve()
 
 
 def load_photo_set(source: str, classes: tuple[str, ...], image_size: int) -> PhotoSet:
     """All photos of one source at one size: what a test set is read with."""
-    return read_pairs(list_pairs(source, classes), [image_size])[0][image_size]
+    return read_pairs(list_pairs(source, classes), [image_size])[image_size]
 
 
-def list_pairs(source: str, classes: tuple[str, ...]) -> list[Pair]:
-    """Find photos and their masks by the folder's layout, sorted by name; every one must have its other half."""
-    if source == SAMPLE:
-        return [Pair(f"sample-{number:04d}", partial(draw_photo, number)) for number in range(NUM_PHOTOS)]
-    folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(f"{source}: no such folder; check the path (relative paths start at the experiment file)")
-    if (folder / VOC_PHOTOS).is_dir():
-        return _list_voc(folder, classes)
-    return _list_labelme(folder, classes)
+def read_pairs(pairs: list[Pair], image_sizes: list[int]) -> dict[int, PhotoSet]:
+    """Decode every pair once and fit it to each size."""
+    photos = decode(pairs, image_sizes, SAMPLE)
+    shown = _make_shown(photos)
+    return {size: make_photo_set(photos, size, shown=shown) for size in image_sizes}
 
 
-def split_pairs(pairs: list[Pair], val_fraction: float) -> tuple[list[Pair], list[Pair]]:
-    """Hold out a share of the photos, at least one, the same ones every time.
-
-    By the order of the names' hashes: it does not follow the files' numbers, and when photos are
-    added or removed only those near the border change sides.
-    """
-    if len(pairs) < 2:
-        raise InputError(
-            f"data: {len(pairs)} photo cannot be split; add photos, or set data.val (`train` to learn by heart)"
-        )
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair.name)).digest())
-    num_val = min(len(pairs) - 1, max(1, round(len(pairs) * val_fraction)))
-    held_out = {pair.name for pair in by_hash[:num_val]}
-    return [p for p in pairs if p.name not in held_out], [p for p in pairs if p.name in held_out]
-
-
-def read_pairs(pairs: list[Pair], image_sizes: list[int]) -> tuple[dict[int, PhotoSet], str]:
-    """Decode every pair once, fit it to each size, and take the digest of the pixels."""
+def decode(pairs: list[Pair], image_sizes: list[int], source: str) -> list[Decoded]:
+    """Read every pair once, in threads; InputError lists all problems. Drawn cats are unlike each other: not hashed."""
     problems: list[str] = []
-    fitted: dict[int, list[tuple[UInt8, UInt8]]] = {size: [] for size in image_sizes}
-    native_masks: list[UInt8] = []
-    shown: list[Shown] = []
-    digest = hashlib.sha256()
+    photos: list[Decoded] = []
 
-    def read_one(pair: Pair) -> tuple[UInt8, UInt8, list[tuple[UInt8, UInt8]]] | InputError:
-        try:
-            photo, mask = pair.read()
-        except InputError as error:
-            return error
-        return photo, mask, [(fit_photo(photo, size), fit_mask(mask, size)) for size in image_sizes]
+    def decode_one(pair: Pair) -> Decoded:
+        photo, mask = pair.read()
+        return Decoded(
+            pair,
+            {size: (fit_photo(photo, size), fit_mask(mask, size)) for size in image_sizes},
+            mask,
+            hashlib.sha256(repr(photo.shape).encode() + photo.tobytes() + mask.tobytes()).hexdigest(),
+            compute_hashes(photo) if source != SAMPLE else None,
+        )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and scales outside the interpreter's lock
-        for read in pool.map(read_one, pairs):
-            if isinstance(read, InputError):
-                problems += read.problems
-                continue
-            photo, mask, fits = read
-            digest.update(repr(photo.shape).encode() + photo.tobytes() + mask.tobytes())
-            if len(shown) < NUM_SHOWN and np.any((mask > 0) & (mask != VOID)):
-                shown.append(_shrink(len(native_masks), photo, mask))
-            native_masks.append(mask)
-            for size, fit in zip(image_sizes, fits, strict=True):
-                fitted[size].append(fit)
+    with closing(map_pairs(decode_one, pairs)) as results:
+        for result in results:
+            if isinstance(result, InputError):
+                problems += result.problems
+            else:
+                photos.append(result)
     if problems:
         raise InputError(problems)
-    names = tuple(pair.name for pair in pairs)
-    sets = {
-        size: PhotoSet(
-            names,
-            np.stack([photo for photo, _ in fits]),
-            np.stack([mask for _, mask in fits]),
-            tuple(native_masks),
-            tuple(shown),
+    return photos
+
+
+def make_photo_set(
+    photos: list[Decoded], image_size: int, scored: bool = True, shown: tuple[Shown, ...] = ()
+) -> PhotoSet:
+    """One set at one size; the masks at native size only where it is scored."""
+    return PhotoSet(
+        tuple(photo.pair.name for photo in photos),
+        np.stack([photo.fits[image_size][0] for photo in photos]),
+        np.stack([photo.fits[image_size][1] for photo in photos]),
+        tuple(photo.native_mask for photo in photos) if scored else (),
+        shown,
+    )
+
+
+def split(photos: list[Decoded], val_fraction: float) -> tuple[list[Decoded], list[Decoded]]:
+    """Hold out a share of the photos, at least one, the same ones every time, near-duplicates on one side.
+
+    By the order of the names' hashes: it does not follow the files' numbers, and when photos are
+    added or removed only those near the border change sides. A group that does not fit into the
+    share any more stays in training.
+    """
+    if len(photos) < 2:
+        raise InputError(
+            f"data: {len(photos)} photo cannot be split; add photos, or set data.val (`train` to learn by heart)"
         )
-        for size, fits in fitted.items()
-    }
-    return sets, digest.hexdigest()
+    groups = make_groups(len(photos), find_near([photo.hashes for photo in photos if photo.hashes is not None]))
+    if len(groups) < 2:
+        raise InputError(
+            f"data: {len(photos)} photos, all nearly the same, cannot be split; add others, or set data.val"
+        )
+    by_hash = sorted(groups, key=lambda group: min(_hash_name(photos[number]) for number in group))
+    num_val = min(len(photos) - 1, max(1, round(len(photos) * val_fraction)))
+    held_out: set[int] = set()
+    for group in by_hash:
+        if len(held_out) + len(group) <= num_val:
+            held_out.update(group)
+    held_out = held_out or set(sorted(by_hash, key=len)[0])
+    return (
+        [photo for number, photo in enumerate(photos) if number not in held_out],
+        [photo for number, photo in enumerate(photos) if number in held_out],
+    )
+
+
+def _hash_name(photo: Decoded) -> bytes:
+    return hashlib.sha256(os.fsencode(photo.pair.name)).digest()
+
+
+def find_leaks(photos: dict[str, list[Decoded]]) -> tuple[Leak, ...]:
+    """Photos of one role that are nearly the same as one of another, nearest first."""
+    listed = [
+        (role, photo)
+        for role, decoded in photos.items()
+        if role == "train" or decoded is not photos["train"]
+        for photo in decoded
+        if photo.hashes is not None
+    ]
+    near = find_near([photo.hashes for _, photo in listed if photo.hashes is not None])
+    names = [f"{role} {photo.pair.name}" for role, photo in listed]
+    return tuple(
+        Leak(names[pair.first], names[pair.second], pair.distance)
+        for pair in near
+        if listed[pair.first][0] != listed[pair.second][0]
+    )
+
+
+def _make_shown(photos: list[Decoded]) -> tuple[Shown, ...]:
+    """The first photos with something on them, read once more: to keep all would take too much memory."""
+    indices = [
+        index for index, photo in enumerate(photos) if np.any((photo.native_mask > 0) & (photo.native_mask != VOID))
+    ]
+    return tuple(_shrink(index, *photos[index].pair.read()) for index in indices[:NUM_SHOWN])
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _shrink(index: int, photo_HW3: UInt8, mask_HW: UInt8) -> Shown:
@@ -207,114 +266,3 @@ def _shrink(index: int, photo_HW3: UInt8, mask_HW: UInt8) -> Shown:
     photo = Image.fromarray(photo_HW3).resize(size, Image.Resampling.BILINEAR)
     mask = Image.fromarray(mask_HW).resize(size, Image.Resampling.NEAREST)
     return Shown(index, np.asarray(photo), np.asarray(mask))
-
-
-def _find_photos(folder: Path) -> dict[str, Path]:
-    """Photos by their stem; two photos of one stem could not be told apart by their masks."""
-    photos: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."):
-            if path.stem in photos:
-                raise InputError(f"{path}: {photos[path.stem].name} has the same name; rename one of them")
-            photos[path.stem] = path
-    if not photos:
-        raise InputError(f"{folder}: no photos ({', '.join(PHOTO_SUFFIXES)}); check the path")
-    return photos
-
-
-def _list_halves(photos: dict[str, Path], others: dict[str, Path], missing_half: str, remedy: str) -> list[Pair]:
-    """Photos without their other half and the other way round: pairs that cannot be read, and say why."""
-    problems = [f"{photos[stem]}: photo without {missing_half}; {remedy}" for stem in photos if stem not in others]
-    problems += [
-        f"{others[stem]}: no photo of this name; add it or remove this file" for stem in others if stem not in photos
-    ]
-    return [Pair(line, partial(_refuse, line)) for line in problems]
-
-
-def _refuse(problem: str) -> tuple[UInt8, UInt8]:
-    raise InputError(problem)
-
-
-def _list_voc(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
-    """JPEGImages/ beside SegmentationClass/ or SegmentationClassPNG/; class_names.txt, if there, names the ids."""
-    mask_folder = next((folder / name for name in VOC_MASKS if (folder / name).is_dir()), None)
-    if mask_folder is None:
-        raise InputError(
-            f"{folder}: {VOC_PHOTOS}/ but neither {' nor '.join(VOC_MASKS)}; convert the annotations first"
-        )
-    photos = _find_photos(folder / VOC_PHOTOS)
-    masks = {path.stem: path for path in sorted(mask_folder.glob("[!.]*.png"))}
-    halves = _list_halves(photos, masks, f"mask in {mask_folder.name}/", "outline and convert it, or remove the photo")
-    label_names = _read_class_names(folder / "class_names.txt") or ["_background_", *classes]
-    return [
-        Pair(stem, partial(_read_voc, folder, photo, masks[stem], label_names, classes))
-        for stem, photo in photos.items()
-        if stem in masks
-    ] + halves
-
-
-def _read_class_names(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8").splitlines() if path.is_file() else []
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as one class name a line") from None
-
-
-def _read_voc(
-    folder: Path, photo_path: Path, mask_path: Path, label_names: list[str], classes: tuple[str, ...]
-) -> tuple[UInt8, UInt8]:
-    _check_inside(folder, photo_path)
-    _check_inside(folder, mask_path)
-    photo, raw_mask = read_photo(photo_path), read_mask(mask_path)
-    if raw_mask.shape != photo.shape[:2]:
-        height, width = raw_mask.shape
-        raise InputError(
-            f"{mask_path}: the mask is {width} x {height}, its photo {photo.shape[1]} x {photo.shape[0]}; "
-            "make it anew from the photo's annotation"
-        )
-    label_ids = make_label_ids(classes)
-    name_of = dict(enumerate(label_names)) | {VOID: VOID_LABEL}
-    new_ids = np.zeros(256, np.uint8)
-    for value in np.unique(raw_mask).tolist():
-        name = name_of.get(value, f"id {value}")
-        if name not in label_ids:
-            raise InputError(f"{mask_path}: unknown label {name!r}; known are {', '.join(label_ids)}")
-        new_ids[value] = label_ids[name]
-    return photo, new_ids[raw_mask]
-
-
-def _check_inside(folder: Path, path: Path) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{path}: a link that leaves the folder; copy the file into it")
-
-
-def _list_labelme(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
-    """Photos and Labelme's .json files side by side."""
-    annotations = {path.stem: path for path in sorted(folder.glob("[!.]*.json"))}
-    if not annotations:
-        raise InputError(
-            f"{folder}: neither Labelme annotations (*.json) nor {VOC_PHOTOS}/; outline the cats in Labelme first"
-        )
-    photos = _find_photos(folder)
-    halves = _list_halves(photos, annotations, "annotation", "outline it in Labelme (no shapes: no cat), or remove it")
-    return [
-        Pair(stem, partial(_read_labelme, folder, path, classes))
-        for stem, path in annotations.items()
-        if stem in photos
-    ] + halves
-
-
-def _read_labelme(folder: Path, path: Path, classes: tuple[str, ...]) -> tuple[UInt8, UInt8]:
-    _check_inside(folder, path)
-    annotation = load_annotation(path)
-    photo_path = folder / annotation.image_path.replace("\\", "/")
-    try:
-        inside = photo_path.resolve().is_relative_to(folder.resolve())
-    except ValueError:  # a NUL, or no Unicode
-        inside = False
-    if not inside:
-        raise InputError(
-            f"{path}: imagePath {annotation.image_path!r} leaves the folder; put the photo beside the file"
-        )
-    photo = read_photo(photo_path)
-    return photo, draw_mask(annotation, photo.shape[0], photo.shape[1], classes)

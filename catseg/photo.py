@@ -5,13 +5,15 @@ Knows nothing of folders, annotations or models.      (H height, W width, S side
 """
 
 import io
-import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from catseg.errors import InputError
 
@@ -19,6 +21,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 VOID = 255  # the label of pixels outside every loss and every metric (`__ignore__`)
 MAX_PIXELS = 80_000_000  # below Pillow's own alarm; a 64-megapixel camera passes
+# Whatever the suffix says. Not EPS, which would run Ghostscript, nor ICO, which decodes before it tells its size.
+PHOTO_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OVERLAY_ALPHA = 0.3  # share of the mask in an overlay, the tutorial's
 GAP = 4  # px, white, between the pictures of a panel
@@ -28,10 +32,25 @@ HIT, MISS, FALSE_ALARM, VOID_GREY = (0, 158, 115), (213, 94, 0), (86, 180, 233),
 
 # `open_checked` refuses large photos by their header, with a line of its own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Damaged EXIF: the photo is shown as it lies in the file, as every viewer does.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+ORIENTATION = 0x0112  # EXIF: 1 upright, 2 to 8 turned or mirrored
 
 
-def make_palette() -> list[int]:
-    """The 256 colours of a mask file, flat: black, cat (0,128,0), then PASCAL VOC's, void pale."""
+@dataclass(frozen=True)
+class Header:
+    """What a photo file says of itself before it is decoded. `width` x `height` as shown, EXIF applied."""
+
+    kind: str  # JPEG, PNG, ...
+    mode: str  # Pillow's: RGB, L, P, RGBA, CMYK, I;16, ...
+    width: int
+    height: int
+    turned: bool  # by its EXIF orientation
+
+
+def make_voc_palette() -> list[int]:
+    """The 256 colours of PASCAL VOC, flat: black, then 255 that differ in many bits; void (255) pale."""
 
     def voc_color(label: int) -> tuple[int, int, int]:
         red = green = blue = 0
@@ -42,39 +61,84 @@ def make_palette() -> list[int]:
             label >>= 3
         return red, green, blue
 
-    colors = [voc_color(label) for label in range(256)]
-    colors[1], colors[2] = colors[2], colors[1]  # the tutorial paints its cat green, VOC's second colour
-    return [channel for color in colors for channel in color]
+    return [channel for label in range(256) for channel in voc_color(label)]
 
 
-PALETTE = make_palette()
+VOC_PALETTE = make_voc_palette()
+# Predictions: the tutorial paints its cat green, VOC's second colour.
+PALETTE = VOC_PALETTE[:3] + VOC_PALETTE[6:9] + VOC_PALETTE[3:6] + VOC_PALETTE[9:]
 
 
-def open_checked(path: Path) -> Image.Image:
-    """Decode an image file whole, once, turned as its EXIF says; a line for the user if that cannot be done."""
+def open_checked(source: Path | bytes, where: Path | str | None = None, upright: bool = False) -> Image.Image:
+    """Decode an image whole, once, turned as its EXIF says; a line for the user if that cannot be done.
+
+    `source` is a file, or the bytes of one that stood inside the file `where`; `upright`: it is not to be turned.
+    """
+    where = source if isinstance(source, Path) else where
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: {image.width} x {image.height} pixels is over {MAX_PIXELS:,}; scale it down")
+        with _open(source) as image:
+            _check_size(image, where)
             image.load()
-            return ImageOps.exif_transpose(image)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file; check the path") from None
+            return image if upright else ImageOps.exif_transpose(image)
     except InputError:
         raise
     except Exception as error:  # decoders of broken files raise nearly anything
-        raise InputError(f"{path}: cannot be decoded ({error}); replace or remove the file") from None
+        raise _explain(error, where) from None
 
 
-def read_photo(path: Path) -> UInt8:
+def read_header(source: Path | bytes, where: Path | str | None = None) -> Header:
+    """What a photo says of itself, without decoding its pixels."""
+    where = source if isinstance(source, Path) else where
+    try:
+        with _open(source) as image:
+            _check_size(image, where)
+            exif = image.getexif()
+            orientation = exif.get(ORIENTATION, 1)
+            # Pillow turns the size of a TIFF when it opens it, that of others never
+            width, height = (exif[256], exif[257]) if image.format == "TIFF" else image.size
+            if orientation in (5, 6, 7, 8):
+                width, height = height, width
+            return Header(image.format or "", image.mode, width, height, orientation in range(2, 9))
+    except InputError:
+        raise
+    except Exception as error:  # as in `open_checked`
+        raise _explain(error, where) from None
+
+
+@contextmanager
+def _open(source: Path | bytes) -> Iterator[Image.Image]:
+    """By file, not by name: Pillow maps a TIFF that it opens by name into memory, and scrambles one that is turned."""
+    with (
+        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        Image.open(file, formats=PHOTO_KINDS) as image,
+    ):
+        yield image
+
+
+def _check_size(image: Image.Image, where: Path | str | None) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"{where}: {image.width} x {image.height} pixels is over {MAX_PIXELS:,}; scale it down")
+
+
+def _explain(error: Exception, where: Path | str | None) -> InputError:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return InputError(f"{where}: no such file; check the path")
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, twice ours and more
+        return InputError(f"{where}: over {MAX_PIXELS:,} pixels; scale it down")
+    reason = "neither JPEG, PNG nor another known kind" if isinstance(error, UnidentifiedImageError) else error
+    return InputError(f"{where}: cannot be decoded ({reason}); replace or remove the file")
+
+
+def read_photo(source: Path | bytes, where: Path | str | None = None, upright: bool = False) -> UInt8:
     """Photo file -> photo_HW3 as a viewer shows it: EXIF orientation applied, alpha laid on white.
 
     Grey, palette and CMYK photos become RGB. More than 8 bits a channel is refused by name, for
     Pillow would clip it to white.
     """
-    image = open_checked(path)
+    image = open_checked(source, where, upright)
     if image.mode.startswith(("I", "F")):
-        raise InputError(f"{path}: pixels of mode {image.mode} (more than 8 bits); save it with 8 bits a channel")
+        where = source if isinstance(source, Path) else where
+        raise InputError(f"{where}: pixels of mode {image.mode} (more than 8 bits); save it with 8 bits a channel")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -84,6 +148,8 @@ def read_photo(path: Path) -> UInt8:
 def read_mask(path: Path) -> UInt8:
     """Mask file -> mask_HW of label ids: palette indices or grey values, never colours."""
     image = open_checked(path)
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{path}: a mask of mode {image.mode} has more than 8 bits; save label ids as 8-bit grey PNG")
     if image.mode not in ("P", "L", "1"):
         raise InputError(
             f"{path}: a mask of mode {image.mode} holds colours; save label ids as a palette or 8-bit grey PNG"
@@ -149,29 +215,11 @@ def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8
     return panel
 
 
-def encode_png(pixels: UInt8, palette: bool = False) -> bytes:
-    """Pixels (HW3, or HW of label ids with `palette`) -> the bytes of a PNG file."""
+def encode_png(pixels: UInt8, palette: list[int] | None = None) -> bytes:
+    """Pixels (HW3, or HW of label ids with a palette) -> the bytes of a PNG file."""
     image = Image.fromarray(pixels)
-    if palette:
-        image.putpalette(PALETTE)
+    if palette is not None:
+        image.putpalette(palette)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def save_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, rename, fsync the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from catseg.photo import UInt8
 
-NUM_PHOTOS = 128
+SAMPLE, NUM_PHOTOS, SEED = "sample", 128, 2026
 SIDE = 192  # px
 SCALE = 2  # drawn at twice the side, then halved: smooth edges, and the outline is that of what is seen
 
@@ -28,9 +28,9 @@ Point = tuple[float, float]
 Color = tuple[int, int, int]
 
 
-def draw_photo(number: int) -> tuple[UInt8, UInt8]:
+def draw_photo(number: int, seed: int = SEED) -> tuple[UInt8, UInt8]:
     """Photo and mask of one number; the same number gives the same pixels (with the same Pillow and numpy)."""
-    rng = np.random.default_rng([2026, number])
+    rng = np.random.default_rng([seed, number])
     side = SIDE * SCALE
     photo = _draw_background(rng, side)
     mask = Image.new("L", (side, side), 0)
@@ -41,6 +41,11 @@ def draw_photo(number: int) -> tuple[UInt8, UInt8]:
         _draw_cat(photo, mask, rng)
     _draw_occluders(photo, mask, rng)
     return _finish(photo, rng), np.asarray(mask.resize((SIDE, SIDE), Image.Resampling.BOX)) // 128
+
+
+def name_photo(number: int) -> str:
+    """What a drawn photo is called, in memory and on disk."""
+    return f"{SAMPLE}-{number:04d}"
 
 
 def _draw_background(rng: np.random.Generator, side: int) -> Image.Image:

@@ -153,12 +153,17 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict_fitted(model: UNet, photo_SS3: UInt8, size: tuple[int, ...], precision: str, device: torch.device) -> UInt8:
-    """labels_HW of one fitted photo at `size` (height, width): 0 background, 1..K classes."""
+def compute_logits(model: UNet, photo_SS3: UInt8, precision: str, device: torch.device) -> torch.Tensor:
+    """logits_KSS of one fitted photo."""
     model.eval()
     with autocast(device, choose_precision(precision, device)):
-        logits_1KSS = model(to_input(torch.tensor(photo_SS3).unsqueeze(0), device))
-    labels_HW: UInt8 = restore_labels(logits_1KSS[0], *size).cpu().numpy()
+        logits_1KSS: torch.Tensor = model(to_input(torch.tensor(photo_SS3).unsqueeze(0), device))
+    return logits_1KSS[0]
+
+
+def predict_fitted(model: UNet, photo_SS3: UInt8, size: tuple[int, ...], precision: str, device: torch.device) -> UInt8:
+    """labels_HW of one fitted photo at `size` (height, width): 0 background, 1..K classes."""
+    labels_HW: UInt8 = restore_labels(compute_logits(model, photo_SS3, precision, device), *size).cpu().numpy()
     return labels_HW
 
 

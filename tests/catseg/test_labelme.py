@@ -165,7 +165,13 @@ shapes = st.sampled_from([name for name in NUM_POINTS if name != "mask"]).flatma
         ).map(tuple),
     )
 )
-annotations = st.lists(shapes, max_size=4).map(lambda drawn: Annotation(Path("a.json"), "a.jpg", None, None, (*drawn,)))
+
+
+def make_annotation(shapes) -> Annotation:
+    return Annotation(Path("a.json"), "a.jpg", None, None, None, tuple(shapes))
+
+
+annotations = st.lists(shapes, max_size=4).map(make_annotation)
 
 
 @given(annotations, st.integers(1, 50), st.integers(1, 50))
@@ -186,7 +192,7 @@ def test_what_lies_outside_does_not_change_what_lies_inside(annotation, height, 
 @given(*[st.integers(-20, 80)] * 4)
 def test_rectangle_is_the_clipped_product_of_its_sides(x0, y0, x1, y1):
     shape = Shape("cat", "rectangle", ((float(x0), float(y0)), (float(x1), float(y1))))
-    mask = draw_mask(Annotation(Path("a.json"), "a.jpg", None, None, (shape,)), SIDE, SIDE, ("cat",))
+    mask = draw_mask(make_annotation([shape]), SIDE, SIDE, ("cat",))
     rows, columns = np.mgrid[:SIDE, :SIDE]
     inside = (columns >= min(x0, x1)) & (columns <= max(x0, x1)) & (rows >= min(y0, y1)) & (rows <= max(y0, y1))
     np.testing.assert_array_equal(mask, inside)
@@ -236,6 +242,47 @@ def test_bad_shape_is_refused_by_file_and_number(write, refusal, shape, says):
     path = write([make_shape("polygon", TRIANGLE), shape])
     line = refusal(load_annotation, path)
     assert line.startswith(f"{path}: shapes[1]: ") and says in line
+
+
+HUGE = "9" * 4_000  # Python takes 4,300 digits
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("[1e400, 1]", "[1, -1e400]", "[NaN, 1]", "[1, Infinity]", "[-Infinity, 1]", f"[{HUGE}, 1]", f"[1, -{HUGE}]"),
+        *("[1e6, 1]", "[1, -1000000]", "[true, 1]", "[1, false]", "[[1], 1]", "[[1, 1]]", "[[[1, 1]]]", "[]", "{}"),
+        *('{"0": 1, "1": 1}', '"11"', '["1", "1"]', "[1, null]", "null", "1", "[1, 1, 1]", "[" * 500 + "]" * 500),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_is_no_point_of_the_plane_is_refused(tmp_path, refusal, point):
+    path = tmp_path / "cat.json"
+    path.write_text(f'{{"imagePath": "cat.jpg", "shapes": [{{"label": "cat", "points": [[1, 1], {point}, [1, 5]]}}]}}')
+    line = refusal(load_annotation, path)
+    assert line.startswith(f"{path}: shapes[0]: ") and "is not a point [x, y]" in line and len(line) < 1_000
+
+
+@pytest.mark.parametrize("zero", ["-0.0", "-0", "0.0", "0e400", "1e-400"])
+def test_zero_of_any_spelling_is_zero(tmp_path, zero):
+    path = tmp_path / "cat.json"
+    path.write_text(
+        f'{{"imagePath": "a", "shapes": [{{"label": "cat", "points": [[{zero}, {zero}], [4, 0], [0, 4]]}}]}}'
+    )
+    assert draw_mask(load_annotation(path), SIDE, SIDE, ("cat",)).sum() == 15
+
+
+@pytest.mark.parametrize("group_id", ["left", "1", 1.5, True, [1], {"id": 1}, float("nan")])
+def test_group_that_is_no_number_is_refused(write, refusal, group_id):
+    line = refusal(load_annotation, write([make_shape("polygon", TRIANGLE, group_id=group_id)]))
+    assert "shapes[0]: group_id is" in line and "not a whole number" in line
+
+
+@pytest.mark.parametrize("group_id", [None, 0, 3, -1, 10**30])
+def test_group_is_read_and_changes_no_pixel(write, group_id):
+    annotation = load_annotation(write([make_shape("polygon", TRIANGLE, group_id=group_id)]))
+    assert annotation.shapes[0].group_id == group_id
+    assert draw_mask(annotation, SIDE, SIDE, ("cat",)).sum() == 15
 
 
 def test_truncated_mask_shape_is_refused(write, refusal):

@@ -23,9 +23,9 @@ from catseg.photo import (
     fit_size,
     paint_overlay,
     paint_panel,
+    read_header,
     read_mask,
     read_photo,
-    save_bytes,
 )
 
 HIT, MISS, FALSE_ALARM, GREY = (0, 158, 115), (213, 94, 0), (86, 180, 233), (128, 128, 128)  # Okabe and Ito's
@@ -190,6 +190,49 @@ def test_photo_that_claims_to_be_huge_is_refused_by_its_header(tmp_path, refusal
     assert line.startswith(f"{path}: ") and "pixels" in line
 
 
+@pytest.mark.parametrize("read", [read_photo, read_mask, read_header])
+@pytest.mark.parametrize(("kind", "suffix"), [("EPS", "jpg"), ("ICO", "png"), ("PPM", "bmp"), ("TGA", "tif")])
+def test_file_of_a_kind_that_photos_never_have_is_refused(tmp_path, refusal, read, kind, suffix):
+    """An EPS file would run Ghostscript; an ICO decodes what lies in it before it tells its size."""
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (16, 16)).save(path, kind)
+    line = refusal(read, path)
+    assert line.startswith(f"{path}: cannot be decoded (neither JPEG, PNG nor another known kind)")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_photo_is_read_whatever_its_suffix_says(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (16, 12), "white").save(path, kind)
+    assert read_photo(path).shape == (12, 16, 3) and read_photo(path).min() > 250
+    assert read_header(path).kind == kind
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_header_says_how_large_the_photo_is_as_shown(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    header = read_header(path)
+    assert (header.height, header.width) == read_photo(path).shape[:2]
+    assert (header.height, header.width) == ((30, 20) if orientation > 4 else (20, 30))
+    assert header.turned == (orientation > 1) and header.mode == "RGB"
+
+
+def test_bytes_are_read_as_the_file_they_stood_in_and_not_turned_where_that_is_asked(tmp_path, refusal):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=exif)
+    data, where = buffer.getvalue(), tmp_path / "cat.json"
+    assert read_photo(data, where).shape == (30, 20, 3)
+    assert read_photo(data, where, True).shape == (20, 30, 3)
+    assert refusal(read_photo, data[:100], where).startswith(f"{where}: cannot be decoded")
+    assert refusal(read_header, b"", where).startswith(f"{where}: cannot be decoded")
+
+
 def test_missing_photo_and_folder_are_refused(tmp_path, refusal):
     assert str(tmp_path / "gone.jpg") in refusal(read_photo, tmp_path / "gone.jpg")
     assert str(tmp_path) in refusal(read_photo, tmp_path)
@@ -338,7 +381,7 @@ def test_palette_is_black_then_the_tutorials_green_then_pascal_vocs():
 
 def test_encoded_label_map_keeps_its_indices():
     labels = np.array([[0, 1, 2], [20, 255, 1]], np.uint8)
-    image = Image.open(io.BytesIO(encode_png(labels, palette=True)))
+    image = Image.open(io.BytesIO(encode_png(labels, PALETTE)))
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), labels)
     assert image.getpalette()[:6] == [0, 0, 0, 0, 128, 0]
@@ -346,19 +389,3 @@ def test_encoded_label_map_keeps_its_indices():
 
 def test_encoded_photo_is_lossless():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(PHOTO)))), PHOTO)
-
-
-def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "a.bin"
-    save_bytes(b"old and long", path)
-    save_bytes(b"new", path)
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_failed_saving_leaves_no_temporary_file(tmp_path):
-    path = tmp_path / "a.bin"
-    path.mkdir()
-    with pytest.raises(OSError):
-        save_bytes(b"new", path)
-    assert list(tmp_path.iterdir()) == [path]

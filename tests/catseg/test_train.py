@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catseg.dataset import Pair, PhotoSet, read_pairs
+from catseg.dataset import PhotoSet, read_pairs
+from catseg.folder import Pair
 from catseg.losses import LOSSES, compute_loss
 from catseg.metrics import compute_metrics, count_pixels
 from catseg.photo import VOID, fit_mask, fit_photo
@@ -38,7 +39,7 @@ def make_set(draw_cat):
 
     def make(num: int = 6, image_size: int = 32) -> PhotoSet:
         pairs = [Pair(f"cat-{index}", partial(draw_cat, index)) for index in range(num)]
-        return read_pairs(pairs, [image_size])[0][image_size]
+        return read_pairs(pairs, [image_size])[image_size]
 
     return make
 
@@ -180,7 +181,7 @@ def make_bright_set(sizes: list[tuple[int, int]], image_size: int) -> PhotoSet:
         mask[height // 2 :, width // 2 :] = 1
         photo = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
         pairs.append(Pair(f"{height} x {width}", lambda photo=photo, mask=mask: (photo, mask)))
-    return read_pairs(pairs, [image_size])[0][image_size]
+    return read_pairs(pairs, [image_size])[image_size]
 
 
 def test_validation_counts_at_the_size_of_each_photo():
@@ -222,7 +223,7 @@ def test_what_lies_beyond_the_photo_is_not_scaled_into_it(height, width):
 def test_validation_ignores_void_pixels():
     photo, mask = np.full((32, 32, 3), 255, np.uint8), np.ones((32, 32), np.uint8)
     mask[:8] = VOID
-    photos = read_pairs([Pair("a", lambda: (photo, mask))], [32])[0][32]
+    photos = read_pairs([Pair("a", lambda: (photo, mask))], [32])[32]
     _, counts = evaluate(make_brightness_model(), photos, TINY, CPU)
     assert counts.tolist() == [[[24 * 32, 0, 0]]]
 

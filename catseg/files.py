@@ -1,0 +1,90 @@
+"""Files and folders that appear whole or not at all.
+
+In:  bytes, or a folder's worth of work.   Out: a file or a folder under its name, flushed to disk.
+Knows nothing of what is in them.
+"""
+
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from catseg.errors import InputError
+
+
+def save_bytes(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, rename, fsync the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to `path` when all went well and removed when not; never over what is there.
+
+    It is filled in the nearest folder that exists, as `.<name>.<process>.tmp`, locked. After a kill
+    it stays behind, unlocked, and the next call with the same name removes it.
+    """
+    try:
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path}: is there already; name a new folder, or remove this one")
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        _remove_leftovers(place, path.name)
+        temporary = place / f".{path.name}.{os.getpid()}.tmp"
+        temporary.mkdir()
+        lock = _lock(temporary)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made ({error.strerror}); name another folder") from None
+    try:
+        yield temporary
+        os.sync()  # many files, flushed at once
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(path)  # fails if somebody else made and filled one in the meantime
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}); make room, or name another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(place: Path, name: str) -> None:
+    for leftover in place.glob(f".{glob.escape(name)}.*.tmp"):
+        if not leftover.name.removesuffix(".tmp").rpartition(".")[2].isdecimal():
+            continue  # not one of ours
+        lock = _lock(leftover)
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """The kernel's lock on a folder, which ends with the process that holds it; None: somebody holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
