@@ -1,19 +1,37 @@
 """Photo files -> label maps, and the files people look at.
 
-In:  a U-Net with its card, photos.   Out: labels_HW at the photo's own size; a palette mask and an overlay.
-Knows nothing of training.      (H height, W width in pixels)
+In:  a U-Net with its card, photos.   Out: labels_HW at the photo's own size; palette masks, overlays, Labelme files.
+Knows nothing of training.      (K classes, H height, W width, S side, in pixels)
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from catseg.checkpoint import ModelCard
 from catseg.errors import InputError
-from catseg.photo import UInt8, encode_png, fit_photo, paint_overlay, read_photo, save_bytes
-from catseg.train import predict_fitted
+from catseg.files import save_bytes
+from catseg.labelme import format_labels
+from catseg.metrics import choose_labels
+from catseg.photo import PALETTE, PHOTO_SUFFIXES, UInt8, encode_png, fit_photo, fit_size, paint_overlay, read_photo
+from catseg.train import compute_logits, predict_fitted
 from catseg.unet import UNet
+
+LABELME_FOLDER = "labelme"  # apart from the masks: Labelme would offer those for labelling, too
+SMOOTHING = 1e-3  # share of a photo's pixels: a few doubtful pixels on an empty photo are no doubt
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written for one photo."""
+
+    photo_path: Path
+    mask_path: Path
+    overlay_path: Path
+    annotation_path: Path | None
+    share: float  # of pixels in which any class was predicted, 0..1
 
 
 def predict(model: UNet, card: ModelCard, photo_HW3: UInt8, device: torch.device) -> UInt8:
@@ -22,16 +40,48 @@ def predict(model: UNet, card: ModelCard, photo_HW3: UInt8, device: torch.device
     return predict_fitted(model.to(device), photo_SS3, photo_HW3.shape[:2], "auto", device)
 
 
+def estimate_iou(model: UNet, card: ModelCard, photo_HW3: UInt8, device: torch.device) -> float:
+    """The IoU that the model expects of its own prediction, 0..1, mean over the classes: how sure it is.
+
+    Were each pixel's probability true and independent, IoU would be near the sum of probabilities
+    inside the prediction over those of the union. On photos of street cats it ranks the photos by
+    their true IoU far better than mean entropy does (Spearman 0.66 against 0.20; experiments/LOG.md).
+    """
+    logits_KSS = compute_logits(model.to(device), fit_photo(photo_HW3, card.image_size), "auto", device)
+    height, width = fit_size(photo_HW3.shape[0], photo_HW3.shape[1], card.image_size)
+    logits_KHW = logits_KSS[:, :height, :width].float()
+    probability_KHW = logits_KHW.sigmoid()
+    classes = torch.arange(1, len(logits_KHW) + 1, device=device)[:, None, None]
+    chosen_KHW = choose_labels(logits_KHW[None])[0] == classes
+    smoothing = SMOOTHING * height * width
+    hits_K = (probability_KHW * chosen_KHW).sum((1, 2)) + smoothing
+    union_K = torch.where(chosen_KHW, 1.0, probability_KHW).sum((1, 2)) + smoothing
+    return float((hits_K / union_K).mean())
+
+
+def list_photos(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are, folders as the photos in them, sorted."""
+    photos: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            photos.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith("."))
+        if not inside:
+            raise InputError(f"{path}: no photos ({', '.join(PHOTO_SUFFIXES)}); check the path")
+        photos += inside
+    return photos
+
+
 def write_predictions(
-    model: UNet, card: ModelCard, photo_paths: Iterable[Path], folder: Path, device: torch.device
-) -> Iterator[tuple[Path, Path, Path, float]]:
+    model: UNet, card: ModelCard, photo_paths: list[Path], folder: Path, device: torch.device, labelme: bool = False
+) -> Iterator[Prediction]:
     """Predict files one by one; write `<stem>.png` (palette mask) and `<stem>_overlay.png` of each into `folder`.
 
-    Yields photo, mask, overlay, and the share of pixels in which any class was predicted. Photos
-    that cannot be read do not stop the others: InputError lists them at the end.
+    With `labelme`, a copy of each photo and its outlines go into `folder`/labelme, to be corrected
+    there. Photos that cannot be read do not stop the others: InputError lists them at the end.
     """
-    photo_paths = list(photo_paths)
-    _check_outputs(photo_paths, folder)
+    _prepare(photo_paths, folder, card.classes if labelme else None)
     problems: list[str] = []
     for photo_path in photo_paths:
         try:
@@ -41,9 +91,14 @@ def write_predictions(
             continue
         labels_HW = predict(model, card, photo_HW3, device)
         mask_path, overlay_path = name_outputs(photo_path, folder)
-        save_bytes(encode_png(labels_HW, palette=True), mask_path)
-        save_bytes(encode_png(paint_overlay(photo_HW3, labels_HW)), overlay_path)
-        yield photo_path, mask_path, overlay_path, float((labels_HW > 0).mean())
+        try:
+            save_bytes(encode_png(labels_HW, PALETTE), mask_path)
+            save_bytes(encode_png(paint_overlay(photo_HW3, labels_HW)), overlay_path)
+            annotation_path = _write_annotation(photo_path, labels_HW, card.classes, folder) if labelme else None
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{folder}: cannot be written ({reason}); make room, or change --out") from None
+        yield Prediction(photo_path, mask_path, overlay_path, annotation_path, float((labels_HW > 0).mean()))
     if problems:
         raise InputError(problems)
 
@@ -53,12 +108,43 @@ def name_outputs(photo_path: Path, folder: Path) -> tuple[Path, Path]:
     return folder / f"{photo_path.stem}.png", folder / f"{photo_path.stem}_overlay.png"
 
 
-def _check_outputs(photo_paths: list[Path], folder: Path) -> None:
-    """Nothing may be written over a photo or over another photo's prediction."""
+def name_annotation(photo_path: Path, folder: Path) -> Path:
+    """Where the Labelme file of a photo goes; its copy of the photo beside it."""
+    return folder / LABELME_FOLDER / f"{photo_path.stem}.json"
+
+
+def name_labels(folder: Path) -> Path:
+    """Where the labels.txt goes that `bench data label` wants."""
+    return folder / LABELME_FOLDER / "labels.txt"
+
+
+def _write_annotation(photo_path: Path, labels_HW: UInt8, classes: tuple[str, ...], folder: Path) -> Path:
+    from catseg.outline import make_annotation  # its libraries are not needed where networks are trained
+
+    annotation_path = name_annotation(photo_path, folder)
+    save_bytes(photo_path.read_bytes(), annotation_path.with_name(photo_path.name))
+    save_bytes(make_annotation(labels_HW, photo_path.name, classes).encode(), annotation_path)
+    return annotation_path
+
+
+def _prepare(photo_paths: list[Path], folder: Path, classes: tuple[str, ...] | None) -> None:
+    """Make the folders; with `classes`, Labelme's, too.
+
+    Nothing may be written over a photo, another photo's prediction, or outlines that were perhaps corrected.
+    """
     photos = {path.resolve() for path in photo_paths}
     owners: dict[Path, Path] = {}
     for photo_path in photo_paths:
-        for output in name_outputs(photo_path, folder):
+        outputs: tuple[Path, ...] = name_outputs(photo_path, folder)
+        if classes is not None:
+            annotation_path = name_annotation(photo_path, folder)
+            copy = annotation_path.with_name(photo_path.name)
+            if copy.exists() and copy.read_bytes() != photo_path.read_bytes():
+                raise InputError(f"{copy}: is there already, another than {photo_path}; move it or change --out")
+            if annotation_path.exists():
+                raise InputError(f"{annotation_path}: is there already, perhaps corrected; move it or change --out")
+            outputs = (*outputs, annotation_path, copy)
+        for output in outputs:
             if output.resolve() in photos:
                 raise InputError(f"{photo_path}: {output} would overwrite a photo; name another folder with --out")
             if output in owners:
@@ -67,6 +153,8 @@ def _check_outputs(photo_paths: list[Path], folder: Path) -> None:
                 )
             owners[output] = photo_path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder if classes is None else folder / LABELME_FOLDER).mkdir(parents=True, exist_ok=True)
+        if classes is not None and not name_labels(folder).is_file():
+            save_bytes(format_labels(classes).encode(), name_labels(folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder with --out") from None

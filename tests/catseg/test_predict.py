@@ -11,7 +11,7 @@ from catseg.checkpoint import ModelCard
 from catseg.dataset import load_photo_set
 from catseg.errors import InputError
 from catseg.photo import read_photo
-from catseg.predict import predict, write_predictions
+from catseg.predict import Prediction, predict, write_predictions
 from catseg.unet import UNet, UNetConfig, make_unet
 
 CPU = torch.device("cpu")
@@ -58,11 +58,10 @@ def list_files(folder: Path) -> list[str]:
 def test_mask_and_overlay_have_the_photos_own_size(tmp_path, height, width):
     photo = write_photo(tmp_path / "photos" / "cat.png", height, width)
     out = tmp_path / "deep" / "out"
-    ((photo_path, mask_path, overlay_path, share),) = write_predictions(EVERYWHERE, CARD, [photo], out, CPU)
-    assert (photo_path, mask_path, overlay_path) == (photo, out / "cat.png", out / "cat_overlay.png")
+    (done,) = write_predictions(EVERYWHERE, CARD, [photo], out, CPU)
+    assert done == Prediction(photo, out / "cat.png", out / "cat_overlay.png", annotation_path=None, share=1)
     assert list_files(out) == ["cat.png", "cat_overlay.png"]  # and no temporary file
-    assert share == 1
-    mask, overlay = open_image(mask_path), open_image(overlay_path)
+    mask, overlay = open_image(done.mask_path), open_image(done.overlay_path)
     assert mask.size == overlay.size == (width, height)
     assert mask.mode == "P" and overlay.mode == "RGB"
     assert np.all(np.asarray(mask) == 1)
@@ -70,8 +69,8 @@ def test_mask_and_overlay_have_the_photos_own_size(tmp_path, height, width):
 
 def test_mask_has_the_tutorials_palette(tmp_path):
     photo = write_photo(tmp_path / "cat.png")
-    ((_, mask_path, _, _),) = write_predictions(EVERYWHERE, CARD, [photo], tmp_path / "out", CPU)
-    mask = open_image(mask_path)
+    (done,) = write_predictions(EVERYWHERE, CARD, [photo], tmp_path / "out", CPU)
+    mask = open_image(done.mask_path)
     assert mask.getpalette()[:6] == [0, 0, 0, 0, 128, 0]
     assert np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0).tolist() == [[0, 128, 0]]
 
@@ -79,16 +78,16 @@ def test_mask_has_the_tutorials_palette(tmp_path):
 @pytest.mark.parametrize(("model", "color"), [(EVERYWHERE, (140, 178, 140)), (NOWHERE, (140, 140, 140))])
 def test_overlay_is_seven_tenths_photo_and_three_tenths_mask(tmp_path, model, color):
     photo = write_photo(tmp_path / "cat.png")  # 200, 200, 200
-    ((_, _, overlay_path, _),) = write_predictions(model, CARD, [photo], tmp_path / "out", CPU)
-    overlay = np.asarray(open_image(overlay_path)).astype(int)
+    (done,) = write_predictions(model, CARD, [photo], tmp_path / "out", CPU)
+    overlay = np.asarray(open_image(done.overlay_path)).astype(int)
     np.testing.assert_allclose(overlay, np.broadcast_to(color, overlay.shape), atol=1)
 
 
 def test_photo_in_which_nothing_is_found_has_an_empty_mask(tmp_path):
     photo = write_photo(tmp_path / "cat.png")
-    ((_, mask_path, _, share),) = write_predictions(NOWHERE, CARD, [photo], tmp_path / "out", CPU)
-    assert share == 0
-    assert not np.asarray(open_image(mask_path)).any()
+    (done,) = write_predictions(NOWHERE, CARD, [photo], tmp_path / "out", CPU)
+    assert done.share == 0
+    assert not np.asarray(open_image(done.mask_path)).any()
 
 
 @pytest.mark.parametrize(("height", "width"), [(61, 93), (93, 61), (20, 150), (48, 48)])
@@ -109,13 +108,11 @@ def test_photo_turned_by_exif_is_predicted_as_it_is_shown(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "cat.jpg", exif=exif)
-    ((_, mask_path, overlay_path, _),) = write_predictions(
-        make_brightness_model(), CARD, [tmp_path / "cat.jpg"], tmp_path / "out", CPU
-    )
-    mask = np.asarray(open_image(mask_path))
+    (done,) = write_predictions(make_brightness_model(), CARD, [tmp_path / "cat.jpg"], tmp_path / "out", CPU)
+    mask = np.asarray(open_image(done.mask_path))
     assert mask.shape == (64, 40)
     assert np.all(mask[:, 33:] == 1) and not mask[:, :27].any()
-    assert open_image(overlay_path).size == (40, 64)
+    assert open_image(done.overlay_path).size == (40, 64)
 
 
 def test_several_classes_are_written_as_their_label_ids(tmp_path):
@@ -125,8 +122,8 @@ def test_several_classes_are_written_as_their_label_ids(tmp_path):
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([-1.0, 1.0, 2.0]))
     photo = write_photo(tmp_path / "cat.png")
-    ((_, mask_path, _, _),) = write_predictions(model, card, [photo], tmp_path / "out", CPU)
-    assert np.unique(np.asarray(open_image(mask_path))).tolist() == [3]
+    (done,) = write_predictions(model, card, [photo], tmp_path / "out", CPU)
+    assert np.unique(np.asarray(open_image(done.mask_path))).tolist() == [3]
 
 
 def test_network_in_training_mode_is_switched_to_eval_mode(tmp_path):
@@ -139,7 +136,7 @@ def test_network_in_training_mode_is_switched_to_eval_mode(tmp_path):
 def test_several_photos_are_predicted_in_the_order_given(tmp_path):
     photos = [write_photo(tmp_path / f"{name}.png") for name in ("b", "a.b", "a")]
     written = list(write_predictions(EVERYWHERE, CARD, photos, tmp_path / "out", CPU))
-    assert [photo for photo, *_ in written] == photos
+    assert [done.photo_path for done in written] == photos
     assert list_files(tmp_path / "out") == [
         "a.b.png",
         "a.b_overlay.png",
@@ -156,7 +153,7 @@ def test_photos_that_cannot_be_read_do_not_stop_the_others_and_are_listed_at_the
     predictions, written = write_predictions(EVERYWHERE, CARD, photos, tmp_path / "out", CPU), []
     with pytest.raises(InputError) as caught:
         written.extend(predictions)
-    assert [photo.name for photo, *_ in written] == ["cat.png"]
+    assert [done.photo_path.name for done in written] == ["cat.png"]
     assert ["gone.jpg" in line or "text.jpg" in line for line in caught.value.problems] == [True, True]
     assert list_files(tmp_path / "out") == ["cat.png", "cat_overlay.png"]
 
@@ -203,9 +200,9 @@ def test_tutorials_photos_are_predicted_at_their_own_size(tmp_path, real_data):
     photos = sorted(folder.iterdir())
     written = list(write_predictions(EVERYWHERE, CARD, photos, tmp_path, CPU))
     assert len(written) == 8
-    for photo, mask_path, overlay_path, _ in written:
-        height, width = read_photo(photo).shape[:2]
-        assert open_image(mask_path).size == open_image(overlay_path).size == (width, height)
+    for done in written:
+        height, width = read_photo(done.photo_path).shape[:2]
+        assert open_image(done.mask_path).size == open_image(done.overlay_path).size == (width, height)
     assert len(list_files(tmp_path)) == 16
 
 

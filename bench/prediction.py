@@ -1,0 +1,61 @@
+"""What `bench predict` does, said on a terminal.
+
+In:  a model by file or MLflow run, photos.   Out: files in a folder, a line per photo.
+Knows nothing of how a network works.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from bench.tracking import fetch_checkpoint
+from catseg.checkpoint import ModelCard, load_model
+from catseg.device import choose_device
+from catseg.errors import InputError
+from catseg.photo import read_photo
+from catseg.predict import LABELME_FOLDER, estimate_iou, list_photos, name_labels, write_predictions
+from catseg.unet import UNet
+
+
+def predict_files(model: str, paths: list[Path], out: Path, labelme: bool, worst: int | None, device_name: str) -> None:
+    """Masks and overlays of photos, of all or of those that the model is least sure of."""
+    console = Console(soft_wrap=True, highlight=False)
+    device = choose_device(device_name)
+    is_file = Path(model).exists() or "/" in model or model.endswith(".safetensors")
+    with nullcontext(Path(model)) if is_file else fetch_checkpoint(model) as checkpoint:
+        unet, card = load_model(checkpoint)
+    photos = list_photos(paths)
+    problems: list[str] = []
+    expected: dict[Path, float] = {}
+    if worst is not None:
+        expected, problems = _estimate(unet, card, photos, device)
+        photos = sorted(expected, key=lambda path: expected[path])[:worst]
+    for done in write_predictions(unet, card, photos, out, device, labelme):
+        doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
+        files = " ".join(str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path)
+        console.print(
+            f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}", markup=False
+        )
+    if labelme:
+        correct = f"bench data label {out / LABELME_FOLDER} --labels {name_labels(out)}"
+        console.print(f"To correct the outlines: {correct}", markup=False)
+    if problems:
+        raise InputError(problems)
+
+
+def _estimate(
+    unet: UNet, card: ModelCard, photos: list[Path], device: torch.device
+) -> tuple[dict[Path, float], list[str]]:
+    """The IoU that the model expects on each photo, and a line for each that cannot be read."""
+    expected: dict[Path, float] = {}
+    problems: list[str] = []
+    console = Console(stderr=True)
+    for path in track(photos, "looking", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            expected[path] = estimate_iou(unet, card, read_photo(path), device)
+        except InputError as error:
+            problems += error.problems
+    return expected, problems
