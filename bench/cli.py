@@ -7,7 +7,8 @@ user's, 130, 143 or 129 stopped).   torch and mlflow are imported by the command
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -52,7 +53,7 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Train what is not done yet, then rank everything."""
-    with _manners():
+    with _manners("stopped; finished trials are kept, the same command does the rest"):
         from bench.session import run_experiment
 
         raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, retry, device))
@@ -76,22 +77,123 @@ def plan(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a best.safetensors, or the id of an MLflow run")],
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="photos, or folders of them")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="where masks and overlays go")],
+    labelme: Annotated[bool, typer.Option("--labelme", help="outlines, too, in DIR/labelme, to correct them")] = False,
+    worst: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="only the N photos the model is least sure of")
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write a mask and an overlay for each photo."""
+    """Write a mask and an overlay for each photo; outlines for Labelme, too."""
     with _manners():
-        from bench.tracking import fetch_checkpoint
-        from catseg.checkpoint import load_model
-        from catseg.device import choose_device
-        from catseg.predict import write_predictions
+        from bench.prediction import predict_files
 
-        is_file = Path(model).exists() or "/" in model or model.endswith(".safetensors")
-        with nullcontext(Path(model)) if is_file else fetch_checkpoint(model) as checkpoint:
-            unet, card = load_model(checkpoint)
-        for photo, mask, overlay, share in write_predictions(unet, card, photos, out, choose_device(device)):
-            typer.echo(f"{photo}: {', '.join(card.classes)} on {share:.1%} of it -> {mask} {overlay}")
+        predict_files(model, photos, out, labelme, worst, device)
+
+
+data_app = typer.Typer(
+    help="From outlined photos to a dataset one can trust.", rich_markup_mode=None, no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+Labels = Annotated[Path, typer.Option(metavar="FILE", help="labels.txt: __ignore__, _background_, then the classes")]
+
+
+@data_app.command()
+def check(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a Labelme folder, a VOC folder or an ImageSets list")],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="another folder that must not share photos; repeatable")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="labels.txt: others are problems")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write all of it there, too")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit 1 on warnings")] = False,
+) -> None:
+    """List what is wrong with a folder, and what is in it.
+
+    Every problem of every file, odd shapes, photos that are nearly the same, then photos and pixels per class.
+    """
+    with _manners():
+        from bench.data import check
+
+        raise typer.Exit(check(folder, against or (), labels, json, strict))
+
+
+@data_app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="photos and Labelme files side by side")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that is not there yet")],
+    labels: Labels,
+) -> None:
+    """Write the VOC folder of a Labelme folder.
+
+    Photos, masks, overlays and class names as labelme2voc makes them. Whole or not at all.
+    """
+    with _manners():
+        from bench.data import convert_folder
+
+        convert_folder(folder, out, labels)
+
+
+@data_app.command()
+def label(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="photos, outlined or not")],
+    labels: Labels,
+) -> None:
+    """Open a folder in Labelme.
+
+    With the options that the installed version knows; ends when its window is closed.
+    """
+    with _manners():
+        from bench.label import start_labelme
+
+        raise typer.Exit(start_labelme(folder, labels))
+
+
+@data_app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that is not there yet")],
+    photos: Annotated[int, typer.Option(help="how many")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="2026 draws those of the built-in `sample`")] = 2026,
+) -> None:
+    """Draw cats as a Labelme folder.
+
+    Photos with exact outlines, and labels.txt: to try everything on.
+    """
+    with _manners():
+        from bench.data import write_sample
+
+        write_sample(out, photos, seed)
+
+
+class Species(StrEnum):
+    CAT = "cat"
+    DOG = "dog"
+    BOTH = "both"
+
+
+class Border(StrEnum):
+    VOID = "void"
+    CLASS = "class"
+
+
+@data_app.command()
+def download(
+    dataset: Annotated[str, typer.Argument(metavar="NAME", help="oxford-pets: 7,349 photos of 37 breeds, 0.8 GB")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that is not there yet")],
+    species: Annotated[Species, typer.Option(help="which animals, each species a class")] = Species.CAT,
+    border: Annotated[
+        Border, typer.Option(help="the band around an animal: out of every score, or part of the animal")
+    ] = Border.VOID,
+    from_folder: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="has the archives already: nothing is downloaded")
+    ] = None,
+) -> None:
+    """Fetch a public dataset and write it as a VOC folder with its official split; goes on where it was cut."""
+    with _manners():
+        from bench.download import download
+
+        download(dataset, out, species.value, border.value, from_folder)
 
 
 @app.command()
@@ -107,7 +209,7 @@ def ui(port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 500
 
 
 @contextmanager
-def _manners() -> Iterator[None]:
+def _manners(when_stopped: str = "stopped") -> Iterator[None]:
     """The user's mistakes as lines without a traceback; a stop as a stop."""
     from catseg.errors import InputError
 
@@ -118,7 +220,7 @@ def _manners() -> Iterator[None]:
             typer.echo(problem, err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("stopped; finished trials are kept, the same command does the rest", err=True)
+        typer.echo(when_stopped, err=True)
         raise typer.Exit(130) from None
 
 
