@@ -14,7 +14,8 @@ from rich.console import Console
 from bench.data import follow
 from catseg.errors import InputError
 from catseg.folder import VOC_LISTS
-from catseg.pets import LICENCE, OXFORD, Pets, Source, check_archives, convert_pets, fetch, locate_cache
+from catseg.pets import LICENCE, OXFORD, Pets, convert_pets
+from catseg.server import Source, check_archives, fetch, locate_cache
 
 DATASETS = ("oxford-pets",)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from catseg.pets import Archive, Source
 from catseg.sample import draw_photo
+from catseg.server import Archive, Source
 
 HEADER = "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n"
 APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        "

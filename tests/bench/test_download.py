@@ -29,7 +29,7 @@ DOWNLOAD = """
 import sys
 from pathlib import Path
 from bench.download import download_pets
-from catseg.pets import Archive, Source
+from catseg.server import Archive, Source
 
 url, out, images, annotations = sys.argv[1:]
 source = Source(url, Archive("images.tar.gz", images, 10**7), Archive("annotations.tar.gz", annotations, 10**7))
