@@ -153,7 +153,7 @@ def label(
 @data_app.command()
 def sample(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that is not there yet")],
-    photos: Annotated[int, typer.Option(help="how many")] = 128,
+    photos: Annotated[int, typer.Option(min=1, help="how many")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="2026 draws those of the built-in `sample`")] = 2026,
 ) -> None:
     """Draw cats as a Labelme folder.

@@ -1,4 +1,4 @@
-"""What `bench data` does, said on a terminal: look through, convert, draw, download.
+"""What `bench data` does, said on a terminal: look through, convert, draw.
 
 In:  the arguments of a command.   Out: lines, files, an exit code.
 Knows nothing of training.
@@ -28,12 +28,13 @@ from catseg.survey import (
     Survey,
     find_classes,
     find_near_photos,
+    group_twins,
     summarize,
     survey_pair,
 )
 from catseg.voc import convert
 
-NUM_SIZES = 4  # sizes named in the summary; the rest as a number
+NUM_SIZES, NUM_TWINS, NUM_LEAKS = 4, 4, 100  # sizes, photos of a group, pairs that are named; the rest as a number
 
 
 def check(folder: str, against: Iterable[str], labels: Path | None, json_path: Path | None, strict: bool) -> int:
@@ -45,17 +46,20 @@ def check(folder: str, against: Iterable[str], labels: Path | None, json_path: P
     for source in (folder, *against):
         sources.setdefault(Path(source).resolve(), source)  # `cats/` is `cats`, and no leak into itself
     classes_of = {source: known or find_classes(source) for source in sources.values()}
-    listed = {source: list_pairs(source, classes) for source, classes in classes_of.items()}
+    listed = _list_all(classes_of)
     for source, classes in classes_of.items():
         facts, problems = _look_through(listed[source], source)
         surveys.append(summarize(source, classes, facts, problems))
         photos.append(facts)
     near = find_near_photos(photos)
+    leaks = [pair for pair in near if pair.across]
+    twins = group_twins(near)
     num_problems = sum(len(survey.problems) for survey in surveys)
-    num_warnings = sum(len(survey.warnings) for survey in surveys) + len(near)
-    _print(*(line for survey in surveys for line in (*survey.problems, *survey.warnings)), *_list_near(near))
+    num_warnings = sum(len(survey.warnings) for survey in surveys) + len(leaks) + len(twins)
+    _print(*(line for survey in surveys for line in (*survey.problems, *survey.warnings)))
+    _print(*_list_leaks(leaks), *_list_twins(twins))
     _print(*(line for survey in surveys for line in _format_survey(survey)))
-    _print(_format_verdict(num_problems, num_warnings, near))
+    _print(f"{_count(num_problems, 'problem')}, {_count(num_warnings, 'warning')}")
     if json_path is not None:
         content = {"folders": [asdict(survey) for survey in surveys], "near_duplicates": [asdict(p) for p in near]}
         _save_json(content, json_path)
@@ -73,8 +77,6 @@ def convert_folder(folder: Path, out: Path, labels: Path) -> None:
 
 def write_sample(out: Path, num_photos: int, seed: int) -> None:
     """Drawn cats as a Labelme folder: photos, their exact outlines, labels.txt."""
-    if num_photos < 1:
-        raise InputError(f"--photos: at least 1, got {num_photos}")
 
     def draw() -> Generator[tuple[int, int], None, None]:
         with new_folder(out) as begun:
@@ -124,24 +126,51 @@ def _print(*lines: str) -> None:
         console.print(line, markup=False)
 
 
-def _list_near(near: list[NearPhotos]) -> list[str]:
-    """Leaks first: they spoil a score, the others only weigh double."""
-    leaks = [pair for pair in near if pair.across]
-    twins = [pair for pair in near if not pair.across]
-    lines = []
-    for pairs, words in (
-        (leaks, "nearly the same photo in two folders: what is learnt from one is known of the other; take one out"),
-        (twins, "nearly the same photo twice in a folder: keep one, or both on one side of a split"),
-    ):
-        if pairs:
-            lines.append(f"{words} (first, how many of {NUM_BITS} bits of their hashes differ)")
-            lines += [f"  {pair.distance:3d}  {pair.first}  {pair.second}" for pair in pairs]
-    return lines
+def _list_all(classes_of: dict[str, tuple[str, ...]]) -> dict[str, list[Pair]]:
+    """The pairs of every folder; all that cannot be listed are named at once."""
+    listed: dict[str, list[Pair]] = {}
+    problems: list[str] = []
+    for source, classes in classes_of.items():
+        try:
+            listed[source] = list_pairs(source, classes)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return listed
+
+
+def _list_leaks(leaks: list[NearPhotos]) -> list[str]:
+    if not leaks:
+        return []
+    more = [f"  and {len(leaks) - NUM_LEAKS} more; --json lists all"] if len(leaks) > NUM_LEAKS else []
+    return [
+        "nearly the same photo in two folders: what is learnt from one is known of the other; take one out "
+        f"(first, how many of {NUM_BITS} bits of their hashes differ)",
+        *(f"  {pair.distance:3d}  {pair.first}  {pair.second}" for pair in leaks[:NUM_LEAKS]),
+        *more,
+    ]
+
+
+def _list_twins(twins: list[tuple[int, list[str]]]) -> list[str]:
+    """A group in a line: the frames of one scene would be thousands of pairs."""
+    if not twins:
+        return []
+    return [
+        "nearly the same photo more than once in a folder: keep one, or all on one side of a split "
+        f"(first, how many of {NUM_BITS} bits the nearest differ in)",
+        *(f"  {distance:3d}  {_name_some(paths)}" for distance, paths in twins),
+    ]
+
+
+def _name_some(paths: list[str]) -> str:
+    more = f"  and {len(paths) - NUM_TWINS} more" if len(paths) > NUM_TWINS else ""
+    return "  ".join(paths[:NUM_TWINS]) + more
 
 
 def _format_survey(survey: Survey) -> list[str]:
     lines = [f"{survey.source}: {_count(survey.num_photos, 'photo')} read"]
-    name_width, count_width = max(map(len, survey.photos)), len(_count(survey.num_photos, "photo"))
+    name_width, count_width = max(map(len, survey.photos), default=0), len(_count(survey.num_photos, "photo"))
     for name, num_photos in survey.photos.items():
         photos = _count(num_photos, "photo")
         lines.append(f"  {name:{name_width}s}  {photos:>{count_width}s}  {survey.shares[name]:6.1%} of pixels")
@@ -154,20 +183,12 @@ def _format_survey(survey: Survey) -> list[str]:
     return lines
 
 
-def _format_verdict(num_problems: int, num_warnings: int, near: list[NearPhotos]) -> str:
-    leaks = sum(pair.across for pair in near)
-    return (
-        f"{_count(num_problems, 'problem')}, {_count(num_warnings, 'warning')}, "
-        f"{len(near)} of them pairs of photos nearly the same ({leaks} across folders)"
-    )
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _save_json(content: object, path: Path) -> None:
     try:
-        save_bytes(json.dumps(content, ensure_ascii=False, indent=2).encode(), path)
+        save_bytes(json.dumps(content, indent=2).encode(), path)
     except OSError as error:
         raise InputError(f"--json: {path}: cannot be written ({error.strerror}); name another file") from None

@@ -54,12 +54,13 @@ def _report(out: Path, border: str, pets: Pets) -> None:
     numbers = ", ".join(f"{number} in {kind}.txt" for kind, number in pets.num_photos.items())
     classes = ", ".join(pets.classes)
     become = "void" if border == "void" else "part of the animal"
-    hint = "" if pets.classes == ("cat",) else f"(with `classes: [{classes}]` under `data:` in the file)"
     console = Console(soft_wrap=True, highlight=False)
     for line in (
         *(f"left out: {problem}" for problem in pets.left_out),
         f"{out}: {sum(pets.num_photos.values())} photos with masks, {numbers}; classes {classes}; borders are {become}",
         f"licence: {LICENCE}",
-        f"train:   bench run --grid experiments/grid.yaml --train {train} --test {test} {hint}".rstrip(),
+        f"train:   bench run --grid experiments/grid.yaml --train {train} --test {test}",
     ):
         console.print(line, markup=False)
+    if pets.classes != ("cat",):
+        console.print(f"         with `classes: [{classes}]` under `data:` in that file", markup=False)

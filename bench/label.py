@@ -15,11 +15,13 @@ import tempfile
 from pathlib import Path
 
 from catseg.errors import InputError
+from catseg.folder import list_files
 from catseg.labelme import load_labels
 from catseg.photo import PHOTO_SUFFIXES
 
 INSTALL = "`pip install -c constraints.txt -e '.[label]'`, or `pipx install labelme` for an application of its own"
 HELP_SECONDS = 60  # measured: 1; a first start from a slow disk takes many times that
+END_SECONDS = 2
 MAX_WORDS = 300  # characters of Labelme's that are passed on
 
 # What Labelme is to do, in the spellings of its versions, newest first: of each row the first that the
@@ -49,7 +51,7 @@ def start_labelme(folder: Path, labels_path: Path) -> int:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make one and put photos into it")
-    if not any(path.suffix.lower() in PHOTO_SUFFIXES for path in folder.iterdir()):  # as a dataset is read
+    if not list_files(folder, PHOTO_SUFFIXES):
         raise InputError(f"{folder}: no photo in it ({', '.join(PHOTO_SUFFIXES)}); name the folder that holds them")
     load_labels(labels_path)  # at a label that stands there twice, Labelme drops every option it was given
     if labels_path.read_bytes().startswith(codecs.BOM_UTF8):
@@ -61,8 +63,7 @@ def start_labelme(folder: Path, labels_path: Path) -> int:
         try:
             returncode = process.wait()
         finally:  # on the way out of a Ctrl-C, too; `subprocess.run` would leave a dead process behind
-            process.kill()
-            process.wait()
+            end(process)
         log.seek(0)
         words = log.read().decode("utf-8", errors="replace")
     if -returncode in STOPPED:
@@ -70,6 +71,16 @@ def start_labelme(folder: Path, labels_path: Path) -> int:
     if returncode != 0:
         raise InputError(explain_failure(labelme, words))
     return 0
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, in time to finish a file that it is writing; then end it."""
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def find_labelme() -> str:

@@ -4,6 +4,7 @@ In:  a model by file or MLflow run, photos.   Out: files in a folder, a line per
 Knows nothing of how a network works.
 """
 
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,15 +34,21 @@ def predict_files(model: str, paths: list[Path], out: Path, labelme: bool, worst
     if worst is not None:
         expected, problems = _estimate(unet, card, photos, device)
         photos = sorted(expected, key=lambda path: expected[path])[:worst]
-    for done in write_predictions(unet, card, photos, out, device, labelme):
-        doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
-        files = " ".join(str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path)
-        console.print(
-            f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}", markup=False
-        )
-    if labelme:
-        correct = f"bench data label {out / LABELME_FOLDER} --labels {name_labels(out)}"
-        console.print(f"To correct the outlines: {correct}", markup=False)
+    num_written = 0
+    try:
+        for done in write_predictions(unet, card, photos, out, device, labelme):
+            num_written += 1
+            doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
+            files = " ".join(str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path)
+            console.print(
+                f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}",
+                markup=False,
+            )
+    except InputError as error:
+        problems += error.problems
+    if labelme and num_written:
+        command = shlex.join(["bench", "data", "label", str(out / LABELME_FOLDER), "--labels", str(name_labels(out))])
+        console.print(f"To correct the outlines: {command}", markup=False)
     if problems:
         raise InputError(problems)
 

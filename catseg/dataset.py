@@ -104,14 +104,18 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     sizes = sorted(set(image_sizes))
     same = config.val == SAME_AS_TRAIN or _is_same(config.val, config.train)
     sources = {"train": config.train, "val": None if same else config.val, "test": config.test}
+    hashed = any(source not in (None, SAMPLE) for source in sources.values())  # drawn cats are unlike each other
     photos: dict[str, list[Decoded]] = {}
     problems: list[str] = []
     for role, source in sources.items():
         if source is None:
             continue
+        if source != SAMPLE and not Path(source).exists():
+            problems.append(f"{source}: no such folder; check the path (in an experiment file it starts there)")
+            continue
         try:  # the others are read, too: all problems at once
             # the test photos are read now and dropped: a bad file must not turn up when the grid is done
-            photos[role] = decode(list_pairs(source, config.classes), sizes[: 1 if role == "test" else None], source)
+            photos[role] = decode(list_pairs(source, config.classes), sizes[: 1 if role == "test" else None], hashed)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -134,7 +138,9 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
         val = make_photo_set(photos["val"], size, shown=shown)
         train = make_photo_set(photos["train"], size, scored=False) if not same else _strip(val)
         sets[size] = train, val
-    return Data(sets, _digest((*config.classes, *digests))[:16], same, find_leaks(photos))
+    # the two sides of a hold-out have none
+    leaks = () if config.val is None and config.test is None else find_leaks(photos)
+    return Data(sets, _digest((*config.classes, *digests))[:16], same, leaks)
 
 
 def _strip(photos: PhotoSet) -> PhotoSet:
@@ -153,24 +159,27 @@ def load_photo_set(source: str, classes: tuple[str, ...], image_size: int) -> Ph
 
 def read_pairs(pairs: list[Pair], image_sizes: list[int]) -> dict[int, PhotoSet]:
     """Decode every pair once and fit it to each size."""
-    photos = decode(pairs, image_sizes, SAMPLE)
+    photos = decode(pairs, image_sizes, hashed=False)
     shown = _make_shown(photos)
     return {size: make_photo_set(photos, size, shown=shown) for size in image_sizes}
 
 
-def decode(pairs: list[Pair], image_sizes: list[int], source: str) -> list[Decoded]:
-    """Read every pair once, in threads; InputError lists all problems. Drawn cats are unlike each other: not hashed."""
+def decode(pairs: list[Pair], image_sizes: list[int], hashed: bool) -> list[Decoded]:
+    """Read every pair once, in threads; InputError lists all problems. `hashed`: to be compared with each other."""
     problems: list[str] = []
     photos: list[Decoded] = []
 
     def decode_one(pair: Pair) -> Decoded:
         photo, mask = pair.read()
+        digest = hashlib.sha256(repr(photo.shape).encode())
+        for pixels in (photo, mask):
+            digest.update(np.ascontiguousarray(pixels).data)
         return Decoded(
             pair,
             {size: (fit_photo(photo, size), fit_mask(mask, size)) for size in image_sizes},
             mask,
-            hashlib.sha256(repr(photo.shape).encode() + photo.tobytes() + mask.tobytes()).hexdigest(),
-            compute_hashes(photo) if source != SAMPLE else None,
+            digest.hexdigest(),
+            compute_hashes(photo) if hashed else None,
         )
 
     with closing(map_pairs(decode_one, pairs)) as results:

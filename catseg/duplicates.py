@@ -48,7 +48,7 @@ class Near:
 
 def compute_hashes(photo_HW3: UInt8) -> Bits:
     """Hashes of one photo, (101, 144): mirrored, whole, then its 99 crops."""
-    import imagehash  # here, for networks train where it is not installed
+    import imagehash  # here, for the sample trains where it is not installed
 
     def hash_box(image: Image.Image, box: tuple[float, float, float, float]) -> Bits:
         x0, y0, x1, y1 = (CROP_SIDE * value for value in box)

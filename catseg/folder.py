@@ -48,11 +48,19 @@ def list_pairs(source: str, classes: tuple[str, ...]) -> list[Pair]:
     if source == SAMPLE:
         return [Pair(name_photo(number), partial(draw_photo, number)) for number in range(NUM_PHOTOS)]
     path = Path(source)
-    if path.suffix == ".txt" and VOC_LISTS in path.parts:
-        return _list_image_set(path, classes)
+    voc = find_voc_of_list(path)
+    if voc is not None:
+        return _list_image_set(path, voc, classes)
     if not path.is_dir():
         raise InputError(f"{source}: no such folder; check the path")
     return _list_voc(path, classes) if is_voc(path) else list_labelme(path, classes)
+
+
+def find_voc_of_list(path: Path) -> Path | None:
+    """The VOC folder that a list ImageSets/.../*.txt belongs to; None: it is no such list."""
+    if path.suffix != ".txt":
+        return None
+    return next((parent.parent for parent in path.parents if parent.name == VOC_LISTS), None)
 
 
 def is_voc(folder: Path) -> bool:
@@ -165,17 +173,20 @@ def _make_key(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
-    """Files by their stem, and a line for each that shares its stem: their masks could not be told apart."""
-    found: dict[str, Path] = {}
-    problems = []
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of these kinds in a folder, sorted; hidden ones, pipes and folders are none."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    for path in paths:
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
+    return [path for path in paths if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()]
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+    """Files by their stem, and a line for each that shares its stem: their masks could not be told apart."""
+    found: dict[str, Path] = {}
+    problems = []
+    for path in list_files(folder, suffixes):
         first = found.setdefault(_make_key(path), path)
         if first is not path:
             problems.append(f"{path}: {first.name} has the same name; rename one of them")
@@ -191,9 +202,8 @@ def _refuse(problem: str) -> tuple[UInt8, UInt8]:
     raise InputError(problem)
 
 
-def _list_image_set(path: Path, classes: tuple[str, ...]) -> list[Pair]:
+def _list_image_set(path: Path, folder: Path, classes: tuple[str, ...]) -> list[Pair]:
     """The photos of a VOC folder that ImageSets/.../trainval.txt names, one a line."""
-    folder = next(parent for parent in path.parents if parent.name == VOC_LISTS).parent
     if not path.is_file() or not is_voc(folder):
         raise InputError(f"{path}: no such list of a VOC folder; check the path")
     try:

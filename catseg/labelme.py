@@ -84,13 +84,13 @@ def load_labels(path: Path) -> tuple[str, ...]:
     for special in (VOID_LABEL, BACKGROUND_LABEL):
         if labels[:1] == [special]:
             del labels[0]
+    if not 1 <= len(labels) <= MAX_LABELS:
+        raise InputError(f"{path}: {len(labels)} classes; write 1 to {MAX_LABELS}, one a line")
     for label in labels:
         if label in (VOID_LABEL, BACKGROUND_LABEL):
             raise InputError(f"{path}: {label} must stand before the classes; first __ignore__, then _background_")
         if labels.count(label) > 1:
             raise InputError(f"{path}: {reprlib.repr(label)} stands there twice; keep one")
-    if not 1 <= len(labels) <= MAX_LABELS:
-        raise InputError(f"{path}: {len(labels)} classes; write 1 to {MAX_LABELS}, one a line")
     return tuple(labels)
 
 

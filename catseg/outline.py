@@ -98,7 +98,7 @@ def make_annotation(
         "imageHeight": height,
         "imageWidth": width,
     }
-    return json.dumps(content, ensure_ascii=False, indent=2)
+    return json.dumps(content, indent=2)
 
 
 def _list_regions(labels_HW: UInt8) -> Iterator[Region]:

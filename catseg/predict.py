@@ -4,6 +4,7 @@ In:  a U-Net with its card, photos.   Out: labels_HW at the photo's own size; pa
 Knows nothing of training.      (K classes, H height, W width, S side, in pixels)
 """
 
+import filecmp
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from catseg.checkpoint import ModelCard
 from catseg.errors import InputError
 from catseg.files import save_bytes
+from catseg.folder import list_files
 from catseg.labelme import format_labels
 from catseg.metrics import choose_labels
 from catseg.photo import PALETTE, PHOTO_SUFFIXES, UInt8, encode_png, fit_photo, fit_size, paint_overlay, read_photo
@@ -66,7 +68,7 @@ def list_photos(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             photos.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith("."))
+        inside = list_files(path, PHOTO_SUFFIXES)
         if not inside:
             raise InputError(f"{path}: no photos ({', '.join(PHOTO_SUFFIXES)}); check the path")
         photos += inside
@@ -139,10 +141,10 @@ def _prepare(photo_paths: list[Path], folder: Path, classes: tuple[str, ...] | N
         if classes is not None:
             annotation_path = name_annotation(photo_path, folder)
             copy = annotation_path.with_name(photo_path.name)
-            if copy.exists() and copy.read_bytes() != photo_path.read_bytes():
-                raise InputError(f"{copy}: is there already, another than {photo_path}; move it or change --out")
             if annotation_path.exists():
                 raise InputError(f"{annotation_path}: is there already, perhaps corrected; move it or change --out")
+            if copy.exists() and photo_path.is_file() and not filecmp.cmp(copy, photo_path, shallow=False):
+                raise InputError(f"{copy}: is there already, another than {photo_path}; move it or change --out")
             outputs = (*outputs, annotation_path, copy)
         for output in outputs:
             if output.resolve() in photos:

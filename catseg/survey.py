@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from catseg.duplicates import Bits, compute_hashes, find_near
+from catseg.duplicates import Bits, Near, compute_hashes, find_near, make_groups
 from catseg.errors import InputError
-from catseg.folder import VOC_LISTS, Pair, find_files, find_source, is_voc
+from catseg.folder import Pair, find_files, find_source, find_voc_of_list, is_voc
 from catseg.labelme import (
     BACKGROUND_LABEL,
+    MAX_LABELS,
     VOID_LABEL,
     Annotation,
     draw_shapes,
@@ -77,7 +78,7 @@ class NearPhotos:
 def find_classes(source: str) -> tuple[str, ...]:
     """The classes a folder itself speaks of: its class_names.txt, or all labels of its annotations; else the ids."""
     path = Path(source)
-    folder = Path(*path.parts[: path.parts.index(VOC_LISTS)]) if VOC_LISTS in path.parts else path
+    folder = find_voc_of_list(path) or path
     if (folder / "class_names.txt").is_file():
         return load_labels(folder / "class_names.txt")
     if is_voc(folder):
@@ -90,7 +91,10 @@ def find_classes(source: str) -> tuple[str, ...]:
             labels |= {shape.label for shape in load_annotation(annotation_path).shapes}
         except InputError:
             continue  # said again when the photo is read
-    return tuple(sorted(labels - {BACKGROUND_LABEL, VOID_LABEL})) or ("cat",)
+    labels -= {BACKGROUND_LABEL, VOID_LABEL}
+    if len(labels) > MAX_LABELS:
+        raise InputError(f"{folder}: {len(labels)} labels, over {MAX_LABELS}; name the right ones by --labels")
+    return tuple(sorted(labels)) or ("cat",)
 
 
 def survey_pair(pair: Pair) -> PhotoFacts:
@@ -149,6 +153,21 @@ def find_near_photos(folders: Sequence[Sequence[PhotoFacts]]) -> list[NearPhotos
         )
         for near in find_near([facts.hashes for facts in listed])
     ]
+
+
+def group_twins(near: Sequence[NearPhotos]) -> list[tuple[int, list[str]]]:
+    """Photos of one folder that hang together by pairs, with the least distance among them; nearest first."""
+    pairs = [pair for pair in near if not pair.across]
+    paths = sorted({path for pair in pairs for path in (pair.first, pair.second)})
+    numbers = {path: number for number, path in enumerate(paths)}
+    links = [Near(numbers[pair.first], numbers[pair.second], pair.distance) for pair in pairs]
+    least: dict[int, int] = {}
+    for link in reversed(links):  # the nearest come first, and so have the last word
+        least[link.first] = least[link.second] = link.distance
+    return sorted(
+        (min(least[number] for number in group), [paths[number] for number in group])
+        for group in make_groups(len(paths), links)
+    )
 
 
 def _find_odd_shapes(annotation: Annotation, height: int, width: int) -> list[str]:

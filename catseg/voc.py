@@ -71,7 +71,10 @@ def write_mask(out: Path, name: str, mask_HW: UInt8) -> None:
 
 
 def draw_objects(annotation: Annotation, mask_HW: UInt8) -> UInt8:
-    """Which object each pixel belongs to, from 1: shapes of one label and group are one; 0 where void or nothing."""
+    """Which object each pixel belongs to, from 1: shapes of one label and group are one.
+
+    0 where void or never outlined; a `_background_` hole is an object, too, as in labelme2voc.
+    """
     numbers: dict[object, int] = {}
     values = [
         numbers.setdefault(index if shape.group_id is None else (shape.label, shape.group_id), len(numbers) + 1)

@@ -41,7 +41,7 @@ ALLOWED = {
     "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
     | {"catseg.photo", "catseg.unet"},
     "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.unet"},
-    "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.labelme"}
+    "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.metrics", "catseg.outline", "catseg.photo", "catseg.train", "catseg.unet"},
     "bench": set(),
     "bench.trial": {"catseg.dataset", "catseg.train", "catseg.unet"},
@@ -62,7 +62,7 @@ ALLOWED = {
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.outline", "catseg.photo", "catseg.sample", "catseg.survey", "catseg.voc"},
     "bench.download": {"rich", "bench.data", "catseg.errors", "catseg.folder", "catseg.pets"} | {"catseg.server"},
-    "bench.label": {"catseg.errors", "catseg.labelme", "catseg.photo"},
+    "bench.label": {"catseg.errors", "catseg.folder", "catseg.labelme", "catseg.photo"},
     "bench.prediction": {"rich", "torch", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
     | {"catseg.photo", "catseg.predict", "catseg.unet"},
     "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.prediction", "bench.session"}

@@ -211,7 +211,7 @@ def test_a_real_process_says_it_on_stderr_alone_and_exits_with_2(workplace, writ
     process = start_bench("run", "--grid", "grid.yaml")
     output, errors = process.communicate()
     assert (process.returncode, output) == (2, "")
-    assert errors.splitlines() == ["nowhere: no such folder; check the path"]
+    assert errors.splitlines() == ["nowhere: no such folder; check the path (in an experiment file it starts there)"]
 
 
 def test_no_pages_without_a_store(workplace, bench):

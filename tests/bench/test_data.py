@@ -97,7 +97,7 @@ def test_clean_folder_is_said_to_be_clean_with_what_is_in_it(cats, bench):
         ["sizes:", "64", "x", "48", "(3)"],
         ["3", "landscape,", "3", "RGB"],
     ]
-    assert verdict == "0 problems, 0 warnings, 0 of them pairs of photos nearly the same (0 across folders)"
+    assert verdict == "0 problems, 0 warnings"
 
 
 def test_all_problems_are_listed_and_the_exit_code_is_2(cats, bench):
@@ -117,7 +117,7 @@ def test_warnings_are_a_failure_only_if_one_is_strict(cats, bench):
         result = bench("data", "check", "cats", *flags)
         assert result.exit_code == exit_code
         assert result.stdout.startswith("cats/cat-1.jpg: nothing outlined")
-        assert "0 problems, 1 warning, 0 of them pairs" in result.stdout
+        assert "0 problems, 1 warning\n" in result.stdout
     (cats / "cat-0.json").write_text("{")
     assert bench("data", "check", "cats", "--strict").exit_code == 2
     change(cats / "cat-1.json", shapes=json.loads((cats / "cat-2.json").read_text())["shapes"])
@@ -147,7 +147,7 @@ def test_photos_shared_with_any_of_several_folders_are_leaks(cats, bench):
     pairs = {tuple(line.split()[1:]) for line in lines[1:3]}
     assert pairs == {(f"cats/cat-{number}.jpg", f"other{number}/mirrored.jpg") for number in (1, 2)}
     assert [lines.count(f"{name}: 1 photo read") for name in ("other1", "other2")] == [1, 1]
-    assert lines[-1].startswith("0 problems, 2 warnings, 2 of them pairs of photos nearly the same (2 across folders)")
+    assert lines[-1] == "0 problems, 2 warnings"
     strict = bench("data", "check", "cats", "--against", "other1", "--strict")
     assert strict.exit_code == 1
 
@@ -157,9 +157,52 @@ def test_twins_in_one_folder_are_no_leak(cats, bench):
     for path in Path("other").iterdir():
         path.rename(cats / path.name)
     lines = bench("data", "check", "cats").stdout.splitlines()
-    assert lines[0].startswith("nearly the same photo twice in a folder")
+    assert lines[0].startswith("nearly the same photo more than once in a folder")
     assert lines[1].split()[1:] == ["cats/cat-1.jpg", "cats/mirrored.jpg"]
-    assert lines[-1].endswith("1 of them pairs of photos nearly the same (0 across folders)")
+    assert lines[-1] == "0 problems, 1 warning"
+
+
+def test_frames_of_one_scene_are_one_line_and_all_pairs_only_in_the_json(cats, bench):
+    for number in range(8):
+        write_mirrored(Path(f"other{number}"), cats / "cat-1.jpg")
+        for path in Path(f"other{number}").iterdir():
+            path.rename(cats / f"frame-{number}{path.suffix}")
+        change(cats / f"frame-{number}.json", imagePath=f"frame-{number}.jpg")
+    lines = bench("data", "check", "cats", "--json", "all.json").stdout.splitlines()
+    assert lines[1].startswith("    0  cats/cat-1.jpg  cats/frame-0.jpg ") and lines[1].endswith("  and 5 more")
+    assert lines[-1] == "0 problems, 1 warning"
+    assert len(json.loads(Path("all.json").read_text())["near_duplicates"]) == 9 * 8 / 2
+
+
+def test_folder_of_which_nothing_can_be_read_has_a_summary(cats, bench):
+    """Of VOC layout and without class_names.txt, no class of it is known."""
+    for path, content in (("JPEGImages/a.jpg", b""), ("SegmentationClass/a.png", b"")):
+        (Path("voc") / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path("voc") / path).write_bytes(content)
+    result = bench("data", "check", "voc")
+    assert result.exit_code == 2
+    assert "voc: 0 photos read" in result.stdout and "2 problems" in result.stdout
+
+
+def test_all_folders_that_are_missing_are_named(cats, bench):
+    result = bench("data", "check", "nowhere", "--against", "cats", "--against", "gone")
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["nowhere", "gone"]
+
+
+def test_more_labels_than_ids_are_refused(cats, bench):
+    shapes = [{"label": f"cat {n}", "shape_type": "rectangle", "points": [[1, 1], [5, 5]]} for n in range(255)]
+    change(cats / "cat-0.json", shapes=shapes)
+    assert "256 labels" in bench("data", "check", "cats").stderr
+
+
+def test_folder_below_one_called_image_sets_speaks_for_itself(cats, bench):
+    cats.rename(Path("ImageSets"))
+    Path("mine").mkdir()
+    Path("ImageSets").rename("mine/ImageSets")
+    for path in Path("mine/ImageSets").glob("*.json"):
+        path.write_text(path.read_text().replace('"cat"', '"dog"'))
+    result = bench("data", "check", "mine/ImageSets")
+    assert result.exit_code == 0 and "  dog " in result.stdout
 
 
 def test_folder_against_itself_is_looked_through_once(cats, bench):
@@ -328,7 +371,7 @@ def test_one_drawn_photo_is_a_photo(tmp_path, bench):
 def test_no_photos_are_refused(tmp_path, bench, photos):
     result = bench("data", "sample", tmp_path / "cats", "--photos", photos)
     assert result.exit_code == 2
-    assert result.stderr == f"--photos: at least 1, got {photos}\n"
+    assert "--photos" in result.stderr
     assert list_names(tmp_path) == []
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.data import write_sample
 from catseg.dataset import (
     NUM_SHOWN,
     SHOWN_SIDE,
@@ -22,6 +23,7 @@ from catseg.dataset import (
 from catseg.errors import InputError
 from catseg.folder import Pair, list_pairs
 from catseg.photo import VOID, fit_mask, fit_photo, read_photo
+from catseg.sample import SEED, name_photo
 
 CAT = ("cat",)
 
@@ -268,3 +270,9 @@ def test_street_cats_are_all_read(real_data):
         DataConfig(str(real_data / "feral-cats" / "train"), val=str(real_data / "feral-cats" / "valid")), [32]
     )
     assert data.num_photos == (700, 195)
+
+
+def test_drawn_cats_on_disk_leak_into_those_in_memory(tmp_path):
+    write_sample(tmp_path / "cats", 3, SEED)
+    leaks = load_data(DataConfig("sample", val=str(tmp_path / "cats")), [32]).leaks
+    assert {leak.first.removeprefix("train ") for leak in leaks} == {name_photo(number) for number in range(3)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_another_photo_of_the_name_is_not_replaced_by_the_copy(tmp_path, refusal
     other.write_bytes(b"not outlined yet")
     assert "is there already, another than" in refusal(run, [photo], tmp_path / "out")
     assert other.read_bytes() == b"not outlined yet"
+
+
+def test_photo_that_is_gone_is_said_to_be_gone_though_its_copy_is_there(tmp_path):
+    (tmp_path / "out/labelme").mkdir(parents=True)
+    (tmp_path / "out/labelme/gone.jpg").touch()
+    with pytest.raises(InputError, match=r"gone\.jpg: no such file"):
+        run([tmp_path / "gone.jpg"], tmp_path / "out")
+
+
+def test_name_that_is_no_unicode_survives(tmp_path):
+    photo = write_photo(tmp_path / os.fsdecode(b"c\xff.png"))
+    run([photo], tmp_path / "out")
+    (pair,) = list_pairs(str(tmp_path / "out/labelme"), CARD.classes)
+    assert pair.read()[0].shape[2] == 3
 
 
 # --- how sure ------------------------------------------------------------------------------------------------------
