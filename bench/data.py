@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from catseg.duplicates import NUM_BITS
-from catseg.errors import InputError
+from catseg.errors import InputError, make_printable
 from catseg.files import new_folder, save_bytes
 from catseg.folder import Pair, list_pairs, map_pairs
 from catseg.labelme import format_labels, load_labels
@@ -40,6 +40,8 @@ NUM_SIZES, NUM_TWINS, NUM_LEAKS = 4, 4, 100  # sizes, photos of a group, pairs t
 def check(folder: str, against: Iterable[str], labels: Path | None, json_path: Path | None, strict: bool) -> int:
     """Look through folders: 0 nothing wrong, 1 warnings and `strict`, 2 problems."""
     known = load_labels(labels) if labels else None
+    if json_path is not None:
+        _check_json_path(json_path, labels, [folder, *against])
     surveys: list[Survey] = []
     photos: list[list[PhotoFacts]] = []
     sources: dict[Path, str] = {}
@@ -123,7 +125,7 @@ def follow(steps: Generator[tuple[int, int], None, None], words: str) -> int:
 def _print(*lines: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for line in lines:
-        console.print(line, markup=False)
+        console.print(make_printable(line), markup=False)
 
 
 def _list_all(classes_of: dict[str, tuple[str, ...]]) -> dict[str, list[Pair]]:
@@ -185,6 +187,16 @@ def _format_survey(survey: Survey) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _check_json_path(path: Path, labels: Path | None, sources: list[str]) -> None:
+    """A report must not replace a device, a link or the labels, nor lie where the next check would read it."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError(f"--json: {path}: is no plain file; name another")
+    if labels is not None and path.exists() and path.samefile(labels):
+        raise InputError(f"--json: {path}: is the file of labels; name another")
+    if any(path.resolve().parent == Path(source).resolve() for source in sources):
+        raise InputError(f"--json: {path}: lies among the annotations; put it elsewhere")
 
 
 def _save_json(content: object, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.data import follow
-from catseg.errors import InputError
+from catseg.errors import InputError, make_printable
 from catseg.folder import VOC_LISTS
 from catseg.pets import LICENCE, OXFORD, Pets, convert_pets
 from catseg.server import Source, check_archives, fetch, locate_cache
@@ -61,6 +61,6 @@ def _report(out: Path, border: str, pets: Pets) -> None:
         f"licence: {LICENCE}",
         f"train:   bench run --grid experiments/grid.yaml --train {train} --test {test}",
     ):
-        console.print(line, markup=False)
+        console.print(make_printable(line), markup=False)
     if pets.classes != ("cat",):
         console.print(f"         with `classes: [{classes}]` under `data:` in that file", markup=False)

@@ -15,7 +15,7 @@ from rich.progress import track
 from bench.tracking import fetch_checkpoint
 from catseg.checkpoint import ModelCard, load_model
 from catseg.device import choose_device
-from catseg.errors import InputError
+from catseg.errors import InputError, make_printable
 from catseg.photo import read_photo
 from catseg.predict import LABELME_FOLDER, estimate_iou, list_photos, name_labels, write_predictions
 from catseg.unet import UNet
@@ -40,10 +40,8 @@ def predict_files(model: str, paths: list[Path], out: Path, labelme: bool, worst
             num_written += 1
             doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
             files = " ".join(str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path)
-            console.print(
-                f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}",
-                markup=False,
-            )
+            line = f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}"
+            console.print(make_printable(line), markup=False)
     except InputError as error:
         problems += error.problems
     if labelme and num_written:

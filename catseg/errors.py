@@ -16,5 +16,10 @@ class InputError(ValueError):
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         lines = (problems,) if isinstance(problems, str) else tuple(problems)
-        self.problems = tuple("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+        self.problems = tuple(make_printable(line) for line in lines)
         super().__init__("\n".join(self.problems))
+
+
+def make_printable(line: str) -> str:
+    """A line that stays one and moves no cursor, whatever a file's name holds."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

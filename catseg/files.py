@@ -4,6 +4,7 @@ In:  bytes, or a folder's worth of work.   Out: a file or a folder under its nam
 Knows nothing of what is in them.
 """
 
+import errno
 import fcntl
 import glob
 import os
@@ -53,6 +54,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)  # fails if somebody else made and filled one in the meantime
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise InputError(f"{path}: is there now, made by another command meanwhile; name a new folder") from None
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written ({reason}); make room, or name another folder") from None
     finally:

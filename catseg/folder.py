@@ -90,6 +90,8 @@ def map_pairs(work: Callable[[Pair], T], pairs: Sequence[Pair]) -> Generator[T |
 def list_labelme(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
     """Photos and Labelme's .json files side by side, or files that hold their photo."""
     annotations, doubles = find_files(folder, (".json",))
+    if not annotations and is_voc(folder):
+        raise InputError(f"{folder}: a VOC folder already, no annotations (*.json); name the folder that was outlined")
     if not annotations:
         raise InputError(
             f"{folder}: neither Labelme annotations (*.json) nor {VOC_PHOTOS}/; outline the cats in Labelme first"
@@ -119,7 +121,8 @@ def find_annotated_photo(folder: Path, annotation: Annotation) -> Path:
     name = annotation.image_path
     photo_path = folder / name.replace("\\", "/")
     if PureWindowsPath(name).is_absolute() or not _is_inside(folder, photo_path):
-        raise InputError(f"{annotation.path}: imagePath {name!r:.200} leaves the folder; put the photo beside the file")
+        how = "is a link that leaves" if name == photo_path.name else "leaves"
+        raise InputError(f"{annotation.path}: imagePath {name!r:.200} {how} the folder; put the photo beside the file")
     if _make_key(photo_path) != _make_key(annotation.path):
         raise InputError(
             f"{annotation.path}: imagePath {name!r:.200} is another photo's name; "

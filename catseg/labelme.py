@@ -24,6 +24,9 @@ from catseg.photo import MAX_PIXELS, VOID, UInt8
 
 BACKGROUND_LABEL, VOID_LABEL = "_background_", "__ignore__"
 MAX_JSON_BYTES = 200_000_000  # a 64-megapixel photo embedded in base64 fits
+MAX_POINTS = 100_000  # of a shape; to paint a scribble takes as many steps as it has crossings
+MAX_LABELS_BYTES = 1_000_000
+NUM_KNOWN = 10  # known labels named in a line; the rest as a number
 MAX_LABELS = 254  # ids 1 to 254; 0 is background, 255 void
 LINE_WIDTH_PX, POINT_RADIUS_PX = 10, 5  # labelme/utils/shape.py
 
@@ -75,6 +78,8 @@ def load_labels(path: Path) -> tuple[str, ...]:
     Either may be missing, and so a class_names.txt is read as well: the ids are the same.
     """
     try:
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= MAX_LABELS_BYTES):
+            raise InputError(f"{path}: no text file of labels; write one label a line: __ignore__, _background_, cat")
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; write one label a line: __ignore__, _background_, cat") from None
@@ -164,13 +169,18 @@ def draw_mask(annotation: Annotation, height: int, width: int, classes: tuple[st
 
 
 def list_unknown_labels(annotation: Annotation, classes: tuple[str, ...]) -> list[str]:
-    """A line for each shape whose label is not among the known ones."""
-    label_ids = make_label_ids(classes)
+    """A line for each label that is not among the known ones, with the first shape that has it."""
+    known = tuple(make_label_ids(classes))
+    more = f" and {len(known) - NUM_KNOWN} more" if len(known) > NUM_KNOWN else ""
+    found: dict[str, list[int]] = {}
+    for index, shape in enumerate(annotation.shapes):
+        if shape.label not in known:
+            found.setdefault(shape.label, []).append(index)
     return [
-        f"{annotation.path}: shapes[{index}]: unknown label {reprlib.repr(shape.label)}; "
-        f"known are {', '.join(label_ids)}; add it to the labels or rename it in Labelme"
-        for index, shape in enumerate(annotation.shapes)
-        if shape.label not in label_ids
+        f"{annotation.path}: shapes[{indices[0]}]{f' and {len(indices) - 1} more' if len(indices) > 1 else ''}: "
+        f"unknown label {reprlib.repr(label)}; known are {', '.join(known[:NUM_KNOWN])}{more}; "
+        "add it to the labels or rename it in Labelme"
+        for label, indices in found.items()
     ]
 
 
@@ -224,6 +234,8 @@ def _read_shape(where: str, raw: Any) -> Shape:
         raise InputError(f"{where}: a {shape_type} has {wanted} points, got {got}; delete or redraw it in Labelme")
     if group_id is not None and (isinstance(group_id, bool) or not isinstance(group_id, int)):
         raise InputError(f"{where}: group_id is {reprlib.repr(group_id)}, not a whole number; set it in Labelme")
+    if len(raw_points) > MAX_POINTS:
+        raise InputError(f"{where}: {len(raw_points):,} points, over {MAX_POINTS:,}; draw it again in Labelme")
     points = tuple(_read_point(where, point) for point in raw_points)
     bitmap = _read_bitmap(where, raw, points) if shape_type == "mask" else None
     return Shape(raw["label"], shape_type, points, bitmap, group_id)
@@ -250,6 +262,8 @@ def _read_bitmap(where: str, raw: dict[str, Any], points: tuple[tuple[float, flo
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("too many pixels")
         bitmap = np.asarray(image.convert("L")) > 0
+    except Image.DecompressionBombError:
+        raise InputError(f"{where}: its mask cannot be decoded (over {MAX_PIXELS:,} pixels); draw it again") from None
     except Exception as error:  # as in photo.open_checked
         raise InputError(f"{where}: its mask cannot be decoded ({error}); draw it again in Labelme") from None
     (x0, y0), (x1, y1) = points

@@ -27,10 +27,11 @@ from catseg.labelme import (
     load_labels,
     make_label_ids,
 )
-from catseg.outline import measure_left_out
+from catseg.outline import count_left_out
 from catseg.photo import VOID, read_header
 
 MAX_OUTSIDE_PX = 2  # Labelme keeps points inside; further out, the photo was cropped or scaled after outlining
+MAX_LINES = 10  # odd shapes named of a file
 MAX_LISTED = 50  # classes named though no photo shows them
 MIN_LEFT_OUT = 0.01  # share of a photo's pixels that a self-crossing outline must lose to be named
 
@@ -129,11 +130,15 @@ def summarize(source: str, classes: tuple[str, ...], photos: Sequence[PhotoFacts
         for name, label_id in make_label_ids(classes).items()
         if pixels[label_id] or (name in classes and len(classes) <= MAX_LISTED)
     }
+    lookalikes = [
+        f"{source}: labels {first!r} and {second!r} differ by case or spaces alone; rename one in Labelme"
+        for first, second in _find_lookalikes(classes)
+    ]
     return Survey(
         source=source,
         num_photos=len(photos),
         problems=tuple(problems),
-        warnings=tuple(line for facts in photos for line in facts.warnings),
+        warnings=(*lookalikes, *(line for facts in photos for line in facts.warnings)),
         photos={name: sum(label_id in facts.pixels for facts in photos) for name, label_id in names.items()},
         shares={name: pixels[label_id] / total for name, label_id in names.items()},
         sizes=_count(f"{facts.width} x {facts.height}" for facts in photos),
@@ -181,9 +186,22 @@ def _find_odd_shapes(annotation: Annotation, height: int, width: int) -> list[st
             lines.append(f"{where}: not a pixel of it is seen, outside or under later shapes; delete or move it")
         elif outside > MAX_OUTSIDE_PX and shape.shape_type in ("polygon", "rectangle", "mask"):
             lines.append(f"{where}: reaches {outside:.0f} px beyond the photo; if that was cropped, outline it again")
-        if shape.shape_type == "polygon" and measure_left_out(shape.points) > MIN_LEFT_OUT * height * width:
+        if shape.shape_type != "polygon":
+            continue
+        if count_left_out(shape.points, height, width) > MIN_LEFT_OUT * height * width:
             lines.append(f"{where}: its outline crosses itself, and what it encloses twice is left out; draw it again")
-    return lines
+    more = [f"{annotation.path}: and {len(lines) - MAX_LINES} more odd shapes"] if len(lines) > MAX_LINES else []
+    return lines[:MAX_LINES] + more
+
+
+def _find_lookalikes(labels: Iterable[str]) -> list[tuple[str, str]]:
+    """Labels that differ by case or spaces alone: one of them is a slip of the keyboard."""
+    first: dict[str, str] = {}
+    return [
+        (first[key], label)
+        for label in labels
+        if first.setdefault(key := "".join(label.split()).casefold(), label) != label
+    ]
 
 
 def _count(words: Iterable[str]) -> dict[str, int]:

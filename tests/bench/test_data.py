@@ -1,6 +1,7 @@
 """`bench data check`, `convert` and `sample` as typed: exit codes, lines, files; what a stop leaves."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -410,3 +411,28 @@ def test_lines_on_a_pipe_are_whole_and_have_neither_bars_nor_escape_codes(cats, 
             assert "photo read\n" not in output and f"{long}: 2 photos read\n" in output
         else:
             assert "drawn[red]: 2 drawn photos" in output
+
+
+@pytest.mark.parametrize("name", ["link.json", "pipe.json", "labels.txt", "cats/all.json"])
+def test_report_replaces_nothing_but_a_report(cats, bench, name):
+    Path("labels.txt").write_text("cat\n")
+    Path("link.json").symlink_to("labels.txt")
+    os.mkfifo("pipe.json")
+    result = bench("data", "check", "cats", "--labels", "labels.txt", "--json", name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"--json: {name}: ")
+    assert Path("labels.txt").read_text() == "cat\n" and Path("link.json").is_symlink()
+
+
+def test_labels_that_differ_by_case_alone_are_named(cats, bench):
+    path = cats / "cat-0.json"
+    path.write_text(path.read_text().replace('"cat"', '"Cat "'))
+    assert "labels 'Cat ' and 'cat' differ by case" in bench("data", "check", "cats").stdout
+
+
+def test_name_that_would_move_the_cursor_is_printed_as_text(cats, bench):
+    for suffix in (".jpg", ".json"):
+        (cats / f"cat-0{suffix}").rename(cats / f"a\n\x1b[31mb{suffix}")
+    change(cats / "a\n\x1b[31mb.json", imagePath="a\n\x1b[31mb.jpg", shapes=[])
+    output = bench("data", "check", "cats").stdout
+    assert "\x1b" not in output and "a\\n\\x1b[31mb.jpg: nothing outlined" in output

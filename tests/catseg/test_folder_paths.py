@@ -137,7 +137,7 @@ def test_photo_that_is_a_link_out_of_the_folder_is_refused(tmp_path, refusal):
     (folder / "cat.jpg").unlink()
     (folder / "cat.jpg").symlink_to("../cat.jpg")
     line = refusal(read_all, folder)
-    assert line.startswith(f"{folder / 'cat.json'}: imagePath 'cat.jpg' leaves the folder")
+    assert line.startswith(f"{folder / 'cat.json'}: imagePath 'cat.jpg' is a link that leaves the folder")
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "cat.json"])

@@ -60,7 +60,7 @@ def test_as_many_classes_are_read_as_there_are_ids(write):
         (b"ch\xe2t\n", "save it as UTF-8"),
         ("cat\n".encode("utf-16"), "save it as UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0", "save it as UTF-8"),
-        (("x" * 1_000_000 + "\n") * 2, "stands there twice"),
+        (("x" * 1_000_000 + "\n") * 2, "no text file"),
     ],
 )
 def test_file_that_names_no_classes_is_refused(write, refusal, content, says):
