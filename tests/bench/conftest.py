@@ -248,3 +248,12 @@ def find_ranking():
         return [line.split() for line in table.splitlines() if line.split()[0].isdecimal()]
 
     return find
+
+
+@pytest.fixture
+def cats(tmp_path, monkeypatch, write_labelme_folder):
+    """A working folder with three outlined cats in `cats` and its labels.txt; nothing is wrong with them."""
+    monkeypatch.chdir(tmp_path)
+    write_labelme_folder(tmp_path / "cats", num=3)
+    Path("labels.txt").write_text("__ignore__\n_background_\ncat\n")
+    return tmp_path / "cats"
