@@ -1,7 +1,8 @@
 """The commands: words in, words out, no logic.
 
-In:  what was typed.   Out: lines, files, an exit code (0 done, 1 a trial failed, 2 a mistake of the
-user's, 130, 143 or 129 stopped).   torch and mlflow are imported by the command that needs them.
+In:  what was typed.   Out: lines, files, an exit code (0 done, 1 a trial failed or a strict check warns, 2 a
+mistake of the user's or bad data, 130, 143 or 129 stopped).   torch and mlflow are imported by the command
+that needs them.
 """
 
 import signal
@@ -153,8 +154,8 @@ def label(
 @data_app.command()
 def sample(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that is not there yet")],
-    photos: Annotated[int, typer.Option(min=1, help="how many")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="2026 draws those of the built-in `sample`")] = 2026,
+    photos: Annotated[int | None, typer.Option(min=1, help="how many; else as many as `sample` has")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="draws others than those of `sample`")] = None,
 ) -> None:
     """Draw cats as a Labelme folder.
 

@@ -21,7 +21,7 @@ from catseg.folder import Pair, list_pairs, map_pairs
 from catseg.labelme import format_labels, load_labels
 from catseg.outline import make_annotation
 from catseg.photo import encode_png
-from catseg.sample import draw_photo, name_photo
+from catseg.sample import NUM_PHOTOS, SEED, draw_photo, name_photo
 from catseg.survey import (
     NearPhotos,
     PhotoFacts,
@@ -77,8 +77,10 @@ def convert_folder(folder: Path, out: Path, labels: Path) -> None:
     _print(f"{out}: {num_photos} photos with masks; classes {', '.join(classes)}")
 
 
-def write_sample(out: Path, num_photos: int, seed: int) -> None:
-    """Drawn cats as a Labelme folder: photos, their exact outlines, labels.txt."""
+def write_sample(out: Path, num_photos: int | None, seed: int | None) -> None:
+    """Drawn cats as a Labelme folder: photos, their exact outlines, labels.txt. None: as the built-in `sample`."""
+    num_photos = NUM_PHOTOS if num_photos is None else num_photos
+    seed = SEED if seed is None else seed
 
     def draw() -> Generator[tuple[int, int], None, None]:
         with new_folder(out) as begun:

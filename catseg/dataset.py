@@ -28,7 +28,7 @@ NUM_SHOWN, SHOWN_SIDE = 4, 256  # photos shown as overlays, and the most their l
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str | None = None  # `sample`, a Labelme folder or a VOC folder
+    train: str | None = None  # `sample`, a Labelme folder, a VOC folder or one of its ImageSets lists
     val: str | None = None  # the same, or `train`; null: hold out val_fraction of the training photos
     val_fraction: float = 0.25  # share of photos, 0..1
     test: str | None = None  # scored once, with the winner

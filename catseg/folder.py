@@ -30,6 +30,7 @@ from catseg.photo import PHOTO_SUFFIXES, VOID, UInt8, read_mask, read_photo
 from catseg.sample import NUM_PHOTOS, SAMPLE, draw_photo, name_photo
 
 VOC_PHOTOS, VOC_MASKS, VOC_LISTS = "JPEGImages", ("SegmentationClass", "SegmentationClassPNG"), "ImageSets"
+VOC_CLASS_NAMES = "class_names.txt"
 T = TypeVar("T")
 
 
@@ -66,6 +67,12 @@ def find_voc_of_list(path: Path) -> Path | None:
 def is_voc(folder: Path) -> bool:
     """Whether a folder is laid out as PASCAL VOC: photos in JPEGImages/."""
     return (folder / VOC_PHOTOS).is_dir()
+
+
+def load_class_names(folder: Path) -> tuple[str, ...] | None:
+    """What the ids in a VOC folder mean, 1..K in order; None: it does not say."""
+    path = folder / VOC_CLASS_NAMES
+    return load_labels(path) if path.is_file() else None
 
 
 def map_pairs(work: Callable[[Pair], T], pairs: Sequence[Pair]) -> Generator[T | InputError, None, None]:
@@ -243,8 +250,7 @@ def _list_voc(folder: Path, classes: tuple[str, ...]) -> list[Pair]:
         for stem, path in masks.items()
         if stem not in photos
     ]
-    names_path = folder / "class_names.txt"
-    named = load_labels(names_path) if names_path.is_file() else classes
+    named = load_class_names(folder) or classes
     return [
         Pair(stem, partial(_read_voc, folder, photo, masks[stem], named, classes), photo)
         for stem, photo in photos.items()

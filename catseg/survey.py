@@ -16,7 +16,7 @@ import numpy as np
 
 from catseg.duplicates import Bits, Near, compute_hashes, find_near, make_groups
 from catseg.errors import InputError
-from catseg.folder import Pair, find_files, find_source, find_voc_of_list, is_voc
+from catseg.folder import Pair, find_files, find_source, find_voc_of_list, is_voc, load_class_names
 from catseg.labelme import (
     BACKGROUND_LABEL,
     MAX_LABELS,
@@ -24,7 +24,6 @@ from catseg.labelme import (
     Annotation,
     draw_shapes,
     load_annotation,
-    load_labels,
     make_label_ids,
 )
 from catseg.outline import count_left_out
@@ -80,10 +79,11 @@ def find_classes(source: str) -> tuple[str, ...]:
     """The classes a folder itself speaks of: its class_names.txt, or all labels of its annotations; else the ids."""
     path = Path(source)
     folder = find_voc_of_list(path) or path
-    if (folder / "class_names.txt").is_file():
-        return load_labels(folder / "class_names.txt")
+    named = load_class_names(folder)
+    if named is not None:
+        return named
     if is_voc(folder):
-        return tuple(f"id {label_id}" for label_id in range(1, 255))
+        return tuple(f"id {label_id}" for label_id in range(1, MAX_LABELS + 1))
     labels: set[str] = set()
     if not folder.is_dir():  # `sample`; or nothing, which is said when it is read
         return ("cat",)

@@ -18,12 +18,11 @@ from PIL import Image
 
 from catseg.errors import InputError
 from catseg.files import new_folder
-from catseg.folder import VOC_MASKS, VOC_PHOTOS, Pair, list_labelme, map_pairs, read_annotated
+from catseg.folder import VOC_CLASS_NAMES, VOC_MASKS, VOC_PHOTOS, Pair, list_labelme, map_pairs, read_annotated
 from catseg.labelme import BACKGROUND_LABEL, MAX_LABELS, Annotation, draw_shapes
 from catseg.photo import VOC_PALETTE, VOID, UInt8, encode_png, paint_overlay, read_header
 
 MASKS, OBJECTS, OVERLAYS = VOC_MASKS[0], "SegmentationObject", "SegmentationClassVisualization"
-CLASS_NAMES = "class_names.txt"
 JPEG_QUALITY = 95
 
 
@@ -52,7 +51,7 @@ def make_folders(out: Path, classes: tuple[str, ...]) -> None:
     """JPEGImages/, SegmentationClass/ and class_names.txt, which says what the ids mean."""
     for name in (VOC_PHOTOS, MASKS):
         (out / name).mkdir()
-    (out / CLASS_NAMES).write_text("\n".join((BACKGROUND_LABEL, *classes)), "utf-8")
+    (out / VOC_CLASS_NAMES).write_text("\n".join((BACKGROUND_LABEL, *classes)), "utf-8")
 
 
 def write_photo(out: Path, name: str, source: Path | bytes, photo_HW3: UInt8) -> None:
