@@ -38,7 +38,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 
 def main() -> None:
     """What the `bench` command starts."""
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # told to stop, or its terminal was closed
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # told to stop, or its terminal was closed
         signal.signal(signum, _stop)
     app()
 
@@ -50,14 +50,22 @@ def run(
     val: Val = None,
     test: Annotated[str | None, typer.Option(metavar="DIR", help="test photos: the winner is scored on them")] = None,
     only: Only = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="trials at a time; they share the cores")] = 1,
     retry: Retry = "",
+    rerun: Annotated[bool, typer.Option("--rerun", help="do anew what other code finished, keep the old")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first trial that fails")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train what is not done yet, then rank everything."""
-    with _manners("stopped; finished trials are kept, the same command does the rest"):
-        from bench.session import run_experiment
+    """Train what is not done yet, then rank everything.
 
-        raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, retry, device))
+    The same command again does what is missing, whatever happened before; two at once share the work. Ctrl-C
+    stops after the step, with a checkpoint; a second one at once.
+    """
+    with _manners("stopped; all is kept, the same command goes on"):
+        from bench.session import Rules, parse_kinds, run_experiment
+
+        rules = Rules(parse_kinds(retry), rerun, fail_fast, jobs, device)
+        raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, rules))
 
 
 @app.command()
@@ -68,11 +76,36 @@ def plan(
     only: Only = None,
     device: Device = "auto",
 ) -> None:
-    """List what is done, what is left, and about how long it takes."""
+    """List what is done, running, resumable, failed, left, and about how long it takes."""
     with _manners():
-        from bench.session import show_plan
+        from bench.overview import show_plan
 
         show_plan(grid, {"train": train, "val": val}, only, device)
+
+
+@app.command()
+def compare(
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="needed where there are several")
+    ] = None,
+) -> None:
+    """Rank what an experiment has finished, from the journal."""
+    with _manners():
+        from bench.overview import compare
+
+        compare(experiment)
+
+
+@app.command()
+def sync() -> None:
+    """Bring MLflow up to date with the journals.
+
+    What it missed is sent, nothing twice; runs that a killed process left open get their true status.
+    """
+    with _manners():
+        from bench.overview import sync
+
+        sync()
 
 
 @app.command()
@@ -203,7 +236,7 @@ def ui(port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 500
     with _manners():
         import subprocess
 
-        from bench.tracking import make_ui_command
+        from bench.store import make_ui_command
 
         command, environment = make_ui_command(port)
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
@@ -226,4 +259,4 @@ def _manners(when_stopped: str = "stopped") -> Iterator[None]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
+    sys.exit(128 + (signal.SIGTERM if signum == signal.SIGUSR1 else signum))

@@ -1,126 +1,215 @@
-"""The one process that decides and writes: runs what is missing, keeps it, mirrors it.
+"""The one process that decides and writes: hands out what is missing, keeps what comes back, tries again what may pay.
 
-In:  an Experiment and its photos.   Out: (trial, event) pairs, already on disk, for whoever shows them.
-Knows nothing of terminals or of what an event means.
+In:  an Experiment, its photos, a Plan, an engine.   Out: (trial, event) pairs, already on disk, for whoever shows them.
+Knows nothing of terminals, of MLflow, or of how a trial is computed.
 """
 
-import statistics
-from collections.abc import Collection, Generator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import journal
-from bench.engine import run_local
-from bench.run import measure_step_seconds
-from bench.tracking import Mirror
-from bench.trial import Event, Experiment, Failed, Finished, Started, Trial, TrialResult
+import torch
+
+from bench.claim import Claim, remove_old_checkpoints, start_over, take
+from bench.engine import LocalEngine
+from bench.environment import compute_code_hash
+from bench.journal import History, list_folders, read_history, read_result
+from bench.mirror import Mirror
+from bench.plan import Plan
+from bench.run import Task
+from bench.stops import Stop
+from bench.trial import (
+    Checkpoint,
+    Event,
+    Experiment,
+    Failed,
+    Finished,
+    Overlays,
+    Retried,
+    Skipped,
+    Started,
+    Stopped,
+    Stopping,
+    Trial,
+    TrialResult,
+    WorkerEvent,
+)
 from catseg.dataset import Data
-from catseg.unet import compute_forward_gflop
 
+# How often a failure is tried again, each time from the last checkpoint; a checkpoint in between starts the count anew.
+# What a wrong setting, bad data or our own code did once it would do again.
+RETRIES = {"killed": 2, "timeout": 2, "oom": 1}
+LOST = ("killed", "timeout")  # the worker's end, not the trial's fault
 
-@dataclass(frozen=True)
-class Plan:
-    """An experiment's trials with their keys, and what is known of each."""
+WAIT_SECONDS = 0.25  # for an event, before looking at signals and at other processes
+POLL_SECONDS = 0.5  # while other processes have all that is left
 
-    keys: dict[Trial, str]
-    results: dict[Trial, TrialResult]  # finished, or failed and not to be tried again
-    pending: tuple[Trial, ...]
-
-
-def make_plan(experiment: Experiment, data: Data, folder: Path, retry: Collection[str]) -> Plan:
-    """What is done and what is left. Failures count as done unless their kind is in `retry`."""
-    keys = {trial: trial.make_key(data.fingerprint) for trial in experiment.trials}
-    found = {trial: journal.read_result(folder, key) for trial, key in keys.items()}
-    results = {trial: r for trial, r in found.items() if r and not (r.status == "failed" and r.failure in retry)}
-    return Plan(keys, results, tuple(trial for trial in experiment.trials if trial not in results))
+Pairs = Generator[tuple[Trial, Event | TrialResult], None, None]
 
 
 def run_pending(
-    experiment: Experiment, data: Data, plan: Plan, folder: Path, mirror: Mirror, device_name: str
-) -> Generator[tuple[Trial, Event | TrialResult], None, None]:
-    """Run what is pending, one trial after another; a trial that fails does not stop the next.
+    experiment: Experiment, data: Data, plan: Plan, folder: Path, engine: LocalEngine, mirror: Mirror, stop: Stop
+) -> Pairs:
+    """Run what is pending; a trial that fails does not stop the others.
 
-    Each event is yielded after it was written to the journal and then to MLflow. A trial's last
-    word is its TrialResult, committed. Closing the iterator leaves no run that says RUNNING.
+    Each event is yielded after it was written to the journal. A trial's last word is its
+    TrialResult, committed here or by another process that shares the work. Ends early when `stop`
+    says so, after the steps under way, each trial with a checkpoint. OSError: the journal cannot
+    be written; what is in it stands.
     """
-    train_photos, val_photos = data.num_photos
-    facts: dict[str, object] = {
-        "fingerprint": data.fingerprint,
-        "train": experiment.data.train,
-        "val": experiment.data.val,
-        "train_photos": train_photos,
-        "val_photos": val_photos,
-        "classes": list(experiment.data.classes),
-        "val_is_train": data.val_is_train,
-    }
-    for trial in plan.pending:
-        key = plan.keys[trial]
-        trial_folder = journal.begin(folder, trial, key, facts)
-        train_set, val_set = data.sets[trial.train.image_size]
-        environment: dict[str, str] = {}
-        result = None
-        try:
-            run_id = mirror.begin(trial, key, facts, color_index=experiment.trials.index(trial))
-            for event in run_local(trial, train_set, val_set, experiment.data.classes, device_name):
-                journal.write_event(trial_folder, event)
-                if isinstance(event, Started):
-                    environment = event.environment
-                mirror.record(event)
-                yield trial, event
-                if isinstance(event, Finished | Failed):
-                    result = _make_result(trial, key, event, run_id, environment)
-            assert result is not None, "the engine ended without a last word"
-            journal.commit(trial_folder, result)
-            mirror.end(trial_folder, result)
-        finally:
-            mirror.kill()  # does nothing once `end` has closed the run
+    folders = list_folders(folder)
+    for result in plan.results.values():
+        if result.status == "finished" and result.key in folders:
+            remove_old_checkpoints(folders[result.key])
+    driver = _Driver(experiment, data, plan, folder, engine, mirror, list(plan.pending))
+    try:
+        while driver.running or (driver.waiting and stop.exit_code is None):
+            if stop.exit_code is None:
+                yield from driver.hand_out()
+            elif not driver.is_stopping:
+                yield from driver.ask_to_stop()
+            if driver.running:
+                for trial, event in engine.wait(WAIT_SECONDS):
+                    yield from driver.keep(trial, event)
+            elif driver.waiting:
+                time.sleep(POLL_SECONDS)
+            mirror.pump()
+    finally:
+        engine.close()
+        for trial in list(driver.running):
+            driver.release(trial)
+
+
+@dataclass
+class _Driver:
+    """What is at work and what waits, in one `bench run`."""
+
+    experiment: Experiment
+    data: Data
+    plan: Plan
+    folder: Path
+    engine: LocalEngine
+    mirror: Mirror
+    waiting: list[Trial]
+    running: dict[Trial, Claim] = field(default_factory=dict)
+    losses: Counter[Trial] = field(default_factory=Counter)  # of workers, since the last checkpoint
+    environments: dict[Trial, dict[str, str]] = field(default_factory=dict)
+    is_stopping: bool = False
+
+    def ask_to_stop(self) -> Pairs:
+        self.is_stopping = True
+        self.engine.stop()
+        yield from ((trial, Stopping()) for trial in list(self.running))
+
+    def hand_out(self) -> Pairs:
+        """Give free workers what nobody has, in the grid's order; take over what others have done meanwhile."""
+        for trial in list(self.waiting):
+            if not self.engine.num_free:
+                return
+            claim = take(self.folder, trial, self.plan.keys[trial])
+            if claim is None:
+                continue  # another process has it
+            self.running[trial] = claim
+            result = read_result(claim.folder)
+            if result is not None and result != self.plan.redo.get(trial):
+                self.release(trial)
+                self.waiting.remove(trial)
+                yield trial, result
+            else:
+                self._start(trial)
+                self.waiting.remove(trial)
+
+    def _start(self, trial: Trial) -> None:
+        claim = self.running[trial]
+        history = read_history(claim.folder)
+        checkpoint = claim.load_checkpoint() if _is_like_now(history, self.engine.device_type) else None
+        if checkpoint is None and (history.num_durable or claim.has_ended):
+            claim = self.running[trial] = start_over(self.folder, claim)  # what MLflow was told is another execution's
+        train_photos, val_photos = self.data.num_photos
+        facts = {
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "train": self.experiment.data.train,
+                "val": self.experiment.data.val,
+                "train_photos": train_photos,
+                "val_photos": val_photos,
+                "classes": list(self.experiment.data.classes),
+                "val_is_train": self.data.val_is_train,
+            },
+            "grid": self.experiment.file,
+            "number": self.experiment.trials.index(trial),
+        }
+        claim.begin(trial, self.plan.keys[trial], facts)
+        classes = self.experiment.data.classes
+        self.engine.start(Task(trial, classes, checkpoint, self.experiment.checkpoint_every_seconds))
+
+    def keep(self, trial: Trial, event: WorkerEvent) -> Pairs:
+        """Write an event down, then say so; what ends a trial is followed by what comes of it."""
+        claim = self.running[trial]
+        claim.write_event(event)
+        yield trial, event
+        match event:
+            case Started():
+                self.environments[trial] = event.environment
+            case Checkpoint():
+                self.losses[trial] = 0
+            case Stopped():
+                self.release(trial)
+            case Failed() if self.is_stopping and event.kind in LOST:
+                self.release(trial)  # it goes on from its last checkpoint
+            case Failed() if self.losses[trial] < RETRIES.get(event.kind, 0) and not self.is_stopping:
+                self.losses[trial] += 1
+                yield trial, Retried(event, self.losses[trial], RETRIES[event.kind])
+                self._start(trial)
+            case Finished() | Failed():
+                yield from self._end(trial, event)
+        if isinstance(event, Started | Checkpoint | Overlays):
+            self.mirror.notify(claim.folder)
+
+    def _end(self, trial: Trial, event: Finished | Failed) -> Pairs:
+        claim = self.running[trial]
+        result = self._make_result(trial, event)
+        claim.commit(result)
+        self.release(trial)
         yield trial, result
+        if isinstance(event, Failed) and event.kind == "oom":
+            yield from self._skip_larger(trial)
+
+    def _skip_larger(self, culprit: Trial) -> Iterator[tuple[Trial, Event]]:
+        for trial in [waiting for waiting in self.waiting if waiting.needs_more_than(culprit)]:
+            self.waiting.remove(trial)
+            yield trial, Skipped(trial.name, culprit.name)
+
+    def release(self, trial: Trial) -> None:
+        """Let go of a trial; MLflow is told what it is now."""
+        claim = self.running.pop(trial)
+        claim.release()
+        self.mirror.notify(claim.folder)
+
+    def _make_result(self, trial: Trial, event: Finished | Failed) -> TrialResult:
+        claim = self.running[trial]
+        return TrialResult(
+            key=self.plan.keys[trial],
+            name=trial.name,
+            settings=trial.settings,
+            status="finished" if isinstance(event, Finished) else "failed",
+            metrics=event.metrics if isinstance(event, Finished) else {},
+            best_epoch=event.best_epoch if isinstance(event, Finished) else None,
+            failure=event.kind if isinstance(event, Failed) else None,
+            reason=event.reason if isinstance(event, Failed) else "",
+            environment=self.environments.get(trial, {}),
+            data_fingerprint=self.data.fingerprint,
+            seconds=read_history(claim.folder).seconds,
+            files=claim.describe_files() if isinstance(event, Finished) else {},
+        )
 
 
-def _make_result(
-    trial: Trial, key: str, event: Finished | Failed, run_id: str | None, environment: dict[str, str]
-) -> TrialResult:
-    finished = isinstance(event, Finished)
-    return TrialResult(
-        key=key,
-        name=trial.name,
-        settings=trial.settings,
-        status="finished" if finished else "failed",
-        metrics=event.metrics if isinstance(event, Finished) else {},
-        best_epoch=event.best_epoch if isinstance(event, Finished) else None,
-        failure=event.kind if isinstance(event, Failed) else None,
-        reason=event.reason if isinstance(event, Failed) else "",
-        run_id=run_id,
-        environment=environment,
-    )
-
-
-def compute_work(trial: Trial, data: Data) -> float:
-    """A trial's share of the time, in units of its own: operations, with narrow networks taking longer for each.
-
-    Narrow ones wait for memory, not for arithmetic: doubling init_features from 8 to 16 makes a
-    step 1.8 times longer on 2 CPU cores, not 4 times. The 48 is a fit to that, and rough.
-    """
-    train_photos, val_photos = data.num_photos
-    forward = compute_forward_gflop(trial.unet.init_features, trial.train.image_size)
-    slowness = 1 + 48 / trial.unet.init_features
-    return trial.train.epochs * forward * slowness * (3 * train_photos + val_photos)
-
-
-def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
-    """Seconds that the pending trials will take, good to a factor of two.
-
-    From finished trials of the same plan if there are any, else from one training step.
-    """
-    if not plan.pending:
-        return 0.0
-    rates = [
-        result.metrics["cost/train_seconds"] / compute_work(trial, data)
-        for trial, result in plan.results.items()
-        if result.status == "finished"
-    ]
-    if not rates:
-        trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
-        steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
-        rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
-    return statistics.median(rates) * sum(compute_work(trial, data) for trial in plan.pending)
+def _is_like_now(history: History, device_type: str) -> bool:
+    """Whether what is there was made by the same source and torch on such a device: else going on is no beginning."""
+    if history.started is None:
+        return True
+    environment = history.started["environment"]
+    before = environment.get("code"), environment.get("torch"), history.started["device"].partition(":")[0]
+    return before == (compute_code_hash(), torch.__version__, device_type)

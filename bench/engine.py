@@ -1,85 +1,198 @@
-"""Where trials run: each in a process of its own on this machine.
+"""Where trials run: worker processes on this machine, each with one trial at a time.
 
-In:  a Trial and its photos.   Out: the events its process yields, and what became of the process.
-Knows nothing of journals, MLflow or terminals.
+In:  Tasks and the photos they need.   Out: the events that the workers yield, and what became of a worker.
+Knows nothing of journals, MLflow or terminals, nor of which trial is worth trying again.
 """
 
-import multiprocessing
+import gc
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from bench.run import execute
-from bench.trial import Event, Failed, Finished, Trial
+import torch
+
+from bench.processes import start_process
+from bench.run import StopRequest, Task, execute
+from bench.trial import Failed, Finished, StepDone, Stopped, Trial, WorkerEvent
 from catseg.dataset import PhotoSet
+from catseg.device import choose_device
 
 LOG_LINES = 20  # kept of what a dead worker printed
+SIGN_OF_LIFE_SECONDS = 0.25  # at most so often: a step may take a millisecond
+SILENCE_SECONDS = 600.0  # of a worker that has hung; a step of the largest networks takes minutes on a CPU
+SILENT_STEPS = 20  # or so many times its longest step
+
+PhotoSets = Mapping[int, tuple[PhotoSet, PhotoSet]]  # image size -> training, validation
 
 
-def run_local(
-    trial: Trial, train_set: PhotoSet, val_set: PhotoSet, classes: tuple[str, ...], device_name: str
-) -> Iterator[Event]:
-    """Run one trial in a fresh process, so that nothing of it outlives it: memory, CUDA errors, a crash.
+class LocalEngine:
+    """So many workers, started when there is work for them, kept from trial to trial, replaced when they fail.
 
-    Processes are forked from a server that has imported torch once: a start costs some ten
-    milliseconds instead of seconds. Closing the iterator ends the process.
+    A worker that failed is never used again: what broke one trial must not touch the next.
     """
-    context = multiprocessing.get_context("forkserver")
-    # the first optimizer of a process imports torch._dynamo: a second a trial, unless it is there
-    context.set_forkserver_preload(["bench.run", "torch._dynamo"])
-    receiver, sender = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="bench-worker-", suffix=".log") as log:
-        process = context.Process(
-            target=_work, args=(sender, log.name, trial, train_set, val_set, classes, device_name), daemon=True
-        )
-        process.start()
-        sender.close()  # the worker's copy is now the only one: its death ends the stream
+
+    def __init__(
+        self, sets: PhotoSets, device_name: str, jobs: int = 1, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
+        self._sets, self._device_name, self._jobs, self._silence_seconds = sets, device_name, jobs, silence_seconds
+        self._workers: dict[int, _Worker] = {}  # by place, 0 to jobs - 1
+
+    @property
+    def device_type(self) -> str:
+        """`cpu` or `cuda`."""
+        return choose_device(self._device_name).type
+
+    @property
+    def num_free(self) -> int:
+        """How many more tasks can be started."""
+        return self._jobs - sum(worker.trial is not None for worker in self._workers.values())
+
+    def start(self, task: Task) -> None:
+        """Give a task to a free worker. A worker that died in the meantime is replaced."""
+        place = next(p for p in range(self._jobs) if p not in self._workers or self._workers[p].trial is None)
+        photos = self._sets[task.trial.train.image_size]
+        for _ in range(2):
+            worker = self._workers.get(place) or self._start_worker(place)
+            try:
+                worker.start(task, photos)
+            except OSError:
+                self._end_worker(place)
+            else:
+                return
+        # twice dead before it could read: let `wait` say so
+        self._start_worker(place).trial = task.trial
+
+    def wait(self, seconds: float) -> Iterator[tuple[Trial, WorkerEvent]]:
+        """What happened, once something has, or after so many seconds. Finished, Failed and Stopped end a trial."""
+        busy = {worker.connection: place for place, worker in self._workers.items() if worker.trial is not None}
+        ready = wait(list(busy), seconds) if busy else []
+        for link, place in busy.items():
+            worker = self._workers[place]
+            assert worker.trial is not None
+            trial, event = worker.trial, None
+            if link in ready:
+                event = worker.receive()
+            elif worker.silent_seconds > max(self._silence_seconds, SILENT_STEPS * worker.longest_silence):
+                event = Failed("timeout", f"no sign of life for {worker.silent_seconds:.0f} s", worker.read_log())
+            if isinstance(event, Failed):
+                self._end_worker(place)
+            elif isinstance(event, Finished | Stopped):
+                worker.trial = None
+            if event is not None and not isinstance(event, StepDone):
+                yield trial, event
+
+    def stop(self) -> None:
+        """Ask every busy worker to end after its step, with a checkpoint."""
+        for worker in self._workers.values():
+            if worker.trial is not None:
+                with suppress(OSError):  # it is dead: `wait` says so
+                    worker.connection.send(StopRequest(asked=True))
+
+    def close(self) -> None:
+        """End all workers at once."""
+        for place in list(self._workers):
+            self._end_worker(place)
+
+    def _start_worker(self, place: int) -> "_Worker":
+        threads = max(1, torch.get_num_threads() // self._jobs) if self._jobs > 1 else None
+        self._workers[place] = _Worker(_choose_place(self._device_name, place), threads)
+        return self._workers[place]
+
+    def _end_worker(self, place: int) -> None:
+        self._workers.pop(place).end()
+
+
+class _Worker:
+    """A process and the way to talk with it."""
+
+    def __init__(self, device_name: str, threads: int | None) -> None:
+        self._log = tempfile.NamedTemporaryFile(prefix="bench-worker-", suffix=".log")  # noqa: SIM115 - until `end`
+        self._process, self.connection = start_process("worker", _work, self._log.name, device_name, threads)
+        self.trial: Trial | None = None
+        self.longest_silence = 0.0
+        self._heard = time.monotonic()
+        self._image_size: int | None = None  # of the photos that it has
+
+    @property
+    def silent_seconds(self) -> float:
+        return time.monotonic() - self._heard
+
+    def start(self, task: Task, photos: tuple[PhotoSet, PhotoSet]) -> None:
+        if self._image_size != task.trial.train.image_size:
+            self.connection.send(photos)
+            self._image_size = task.trial.train.image_size
+        self.connection.send(task)
+        self.trial, self.longest_silence, self._heard = task.trial, 0.0, time.monotonic()
+
+    def receive(self) -> WorkerEvent:
+        """The next event, or what the worker died of."""
         try:
-            while True:
-                try:
-                    event: Event = receiver.recv()
-                except EOFError:
-                    process.join()
-                    yield _explain_death(process.exitcode, Path(log.name))
-                    return
-                yield event
-                if isinstance(event, Finished | Failed):
-                    return
-        finally:
-            process.kill()
-            process.join()
-            receiver.close()
+            event: WorkerEvent = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return _explain_death(self._process.exitcode, self.read_log())
+        self.longest_silence = max(self.longest_silence, self.silent_seconds)
+        self._heard = time.monotonic()
+        return event
+
+    def read_log(self) -> str:
+        """The last lines of what it printed."""
+        return "\n".join(Path(self._log.name).read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:])
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+        self._log.close()
 
 
-def _work(
-    sender: Connection,
-    log_path: str,
-    trial: Trial,
-    train_set: PhotoSet,
-    val_set: PhotoSet,
-    classes: tuple[str, ...],
-    device_name: str,
-) -> None:
-    """The worker's whole life: compute, send, print into the log. The driver alone answers to Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _choose_place(device_name: str, place: int) -> str:
+    """One GPU after another where there are several and none was named."""
+    num_gpus = torch.cuda.device_count() if device_name in ("auto", "cuda") else 0
+    return f"cuda:{place % num_gpus}" if num_gpus > 1 else device_name
+
+
+def _work(link: Connection, log_path: str, device_name: str, threads: int | None) -> None:
+    """A worker's whole life: compute, send, print into the log; end when the driver is gone."""
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
-    for event in execute(trial, train_set, val_set, classes, device_name):
-        sender.send(event)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    gc.freeze()  # what was imported stays: looking through it for rubbish takes a tenth of a second a trial
+    photos: tuple[PhotoSet, PhotoSet] | None = None
+    with suppress(EOFError, ConnectionError):
+        while True:
+            message = link.recv()
+            if isinstance(message, Task):
+                assert photos is not None
+                _run_task(link, message, photos, device_name)
+            elif not isinstance(message, StopRequest):  # one that came when the trial was over
+                photos = message
 
 
-def _explain_death(exitcode: int | None, log_path: Path) -> Failed:
+def _run_task(link: Connection, task: Task, photos: tuple[PhotoSet, PhotoSet], device_name: str) -> None:
+    stop = StopRequest()
+    sent = 0.0
+    for event in execute(task, *photos, device_name, stop):
+        if not isinstance(event, StepDone) or time.monotonic() - sent > SIGN_OF_LIFE_SECONDS:
+            link.send(event)
+            sent = time.monotonic()
+        if not stop.asked and link.poll():
+            stop.asked = link.recv().asked
+
+
+def _explain_death(exitcode: int | None, log: str) -> Failed:
     """A worker that ended without a last word: killed from outside, or an error of ours in its log."""
-    lines = log_path.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    log = "\n".join(lines)
     if exitcode == -signal.SIGKILL:
         return Failed("killed", "the worker was killed from outside; if by the system, for want of memory", log)
     if exitcode is not None and exitcode < 0:
         return Failed("crash", f"the worker died of {signal.Signals(-exitcode).name}", log)
-    last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing")
     return Failed("crash", f"the worker ended with exit code {exitcode}: {last}", log)

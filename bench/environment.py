@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,9 +28,21 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "system": platform.system(),
     }
     fingerprint = hashlib.sha256(repr(sorted(machine.items())).encode()).hexdigest()[:12]
-    return machine | {"machine_fingerprint": fingerprint, "catseg": catseg.__version__} | describe_git()
+    code = {"catseg": catseg.__version__, "code": compute_code_hash()}
+    return machine | {"machine_fingerprint": fingerprint} | code | describe_git()
 
 
+@cache
+def compute_code_hash() -> str:
+    """Of the source of catseg: what the same settings may owe another result to, whatever git says.
+
+    As it was when the process first asked: later changes are not what runs in it.
+    """
+    paths = sorted(Path(catseg.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+@cache
 def describe_git() -> dict[str, str]:
     """The commit of this code and whether it was changed since; nothing where there is no git."""
     folder = Path(catseg.__file__).parent

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bench.trial import SETTINGS, Experiment, Trial
+from bench.trial import CHECKPOINT_EVERY_SECONDS, SETTINGS, Experiment, Trial
 from catseg.dataset import SAME_AS_TRAIN, DataConfig
 from catseg.errors import InputError
 from catseg.sample import SAMPLE
@@ -23,7 +23,7 @@ from catseg.train import TrainConfig
 from catseg.unet import UNetConfig
 
 MAX_BYTES, MAX_TRIALS = 1_000_000, 10_000
-TOP_KEYS = ("experiment", "data", "base", "grid", "seeds")
+TOP_KEYS = ("experiment", "data", "base", "grid", "seeds", "checkpoint_every_seconds")
 HINTS = get_type_hints(UNetConfig) | get_type_hints(TrainConfig)
 GRID_KEYS = tuple(name for name in SETTINGS if name != "seed")  # seeds have a key of their own
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -53,7 +53,15 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
     )
     if len(set(trials)) < len(trials):
         raise InputError(f"{path}: grid: two values of an axis are the same number; keep one")
-    return Experiment(name, data, _select(trials, only) if only else trials)
+    return Experiment(str(path), name, data, _select(trials, only) if only else trials, _read_interval(content, path))
+
+
+def _read_interval(content: dict[str, Any], path: Path) -> float:
+    """Not a setting: how often a trial is kept changes nothing of what comes of it."""
+    seconds = content.get("checkpoint_every_seconds", CHECKPOINT_EVERY_SECONDS)
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise InputError(f"{path}: checkpoint_every_seconds: a number from 0 is needed, got {seconds!r}")
+    return float(seconds)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,33 +1,76 @@
 """One trial -> events. The only place that joins the parts of catseg.
 
-In:  a Trial, its photos, a device.   Out: Started, EpochDone, Checkpoint, Overlays, ..., then Finished or Failed.
+In:  a Task, its photos, a device.   Out: Started, EpochDone, Checkpoint, ..., then Finished, Failed or Stopped.
 Knows nothing of where it runs, or who keeps and shows what it yields.
 """
 
 import statistics
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bench.environment import describe_environment
-from bench.trial import Checkpoint, EpochDone, Event, Failed, Finished, Overlays, Started, Trial
-from catseg.checkpoint import ModelCard, dump_model, load_model
+from bench.trial import (
+    CHECKPOINT_EVERY_SECONDS,
+    Checkpoint,
+    EpochDone,
+    Failed,
+    Finished,
+    Overlays,
+    Started,
+    StepDone,
+    Stopped,
+    Trial,
+    Weights,
+    WorkerEvent,
+)
+from catseg.checkpoint import ModelCard, dump_model, dump_training, load_model, load_training
 from catseg.dataset import PhotoSet, load_photo_set
-from catseg.device import choose_device, choose_precision, measure_peak_mib, read_clock, reset_peak_memory
+from catseg.device import (
+    choose_device,
+    choose_precision,
+    measure_peak_mib,
+    read_clock,
+    release_memory,
+    reset_peak_memory,
+)
+from catseg.inference import evaluate, predict_fitted
 from catseg.metrics import compute_metrics
 from catseg.photo import encode_png, paint_panel
-from catseg.train import Epoch, NonFiniteError, TrainConfig, evaluate, predict_fitted, train
+from catseg.train import Epoch, NonFiniteError, TrainConfig, Training, advance, make_training
 from catseg.unet import UNet, compute_forward_gflop, count_parameters, make_unet
 
 
+@dataclass(frozen=True)
+class Task:
+    """A trial to be run, from its beginning or from where a checkpoint stands."""
+
+    trial: Trial
+    classes: tuple[str, ...]
+    checkpoint: bytes | None = None
+    checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
+
+
+@dataclass
+class StopRequest:
+    """Whoever asks sets it; who works looks at it between two events."""
+
+    asked: bool = False
+
+
 def execute(
-    trial: Trial, train_set: PhotoSet, val_set: PhotoSet, classes: tuple[str, ...], device_name: str
-) -> Iterator[Event]:
-    """Train one trial and say what happens. What it cannot survive it lets fall: the engine sees the process die."""
+    task: Task, train_set: PhotoSet, val_set: PhotoSet, device_name: str, stop: StopRequest
+) -> Iterator[WorkerEvent]:
+    """Train one trial and say what happens. What it cannot survive it lets fall: the engine sees the process die.
+
+    Asked to stop, it ends after the step, with a checkpoint that loses nothing.
+    """
     device = choose_device(device_name)
     try:
-        yield from _train(trial, train_set, val_set, classes, device)
+        yield from _train(task, train_set, val_set, device, stop)
     except NonFiniteError as error:
         yield Failed("nonfinite", str(error))
     except RuntimeError as error:
@@ -37,46 +80,72 @@ def execute(
 
 
 def _train(
-    trial: Trial, train_set: PhotoSet, val_set: PhotoSet, classes: tuple[str, ...], device: torch.device
-) -> Iterator[Event]:
+    task: Task, train_set: PhotoSet, val_set: PhotoSet, device: torch.device, stop: StopRequest
+) -> Iterator[WorkerEvent]:
+    release_memory(device)
     reset_peak_memory(device)
-    model = make_unet(trial.unet, trial.train.seed)
+    config = task.trial.train
+    training = make_training(
+        make_unet(task.trial.unet, config.seed), config, num_photos=len(train_set.names), device=device
+    )
+    if task.checkpoint is not None:
+        load_training(task.checkpoint, training)
     yield Started(
         device=str(device),
-        precision=str(choose_precision(trial.train.precision, device)).removeprefix("torch."),
+        precision=str(choose_precision(config.precision, device)).removeprefix("torch."),
         environment=describe_environment(device),
+        epoch=training.epoch,
+        step=len(training.losses),
     )
-    epochs: list[Epoch] = []
-    best: Epoch | None = None
-    best_miou = 0.0
-    for epoch in train(model, train_set, val_set, trial.train, device):
-        epochs.append(epoch)
-        metrics = _name_metrics(epoch)
-        yield EpochDone(epoch.number, metrics, epoch.train_seconds, epoch.val_seconds)
-        card = ModelCard(trial.unet, classes, trial.train.image_size, epoch.number)
-        if best is None or metrics["val/miou"] > best_miou:
-            best, best_miou = epoch, metrics["val/miou"]
-            best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            yield Checkpoint("best", epoch.number, dump_model(model, card))
-        if epoch.number == 1:
-            yield Overlays("first", 1, _draw_panels(model, val_set, trial.train, device))
+    last_checkpoint = time.monotonic()
+    for event in advance(training, train_set, val_set):
+        if not isinstance(event, Epoch):
+            yield StepDone()
+        else:
+            yield EpochDone(event.number, _name_metrics(event), event.train_seconds, event.val_seconds)
+            if event.number == 1:
+                yield Overlays("first", 1, _draw_panels(training.model, val_set, config, device))
+            is_due = time.monotonic() - last_checkpoint >= task.checkpoint_every_seconds
+            if is_due and event.number < config.epochs and not stop.asked:
+                yield _make_checkpoint(training)
+                last_checkpoint = time.monotonic()
+        training.stopping = stop.asked
+    if training.epoch < config.epochs:
+        yield _make_checkpoint(training)
+        yield Stopped(training.epoch)
+    else:
+        yield from _conclude(task, training, train_set, val_set)
+
+
+def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Iterator[WorkerEvent]:
+    """The weights of the last and of the best epoch, its pictures, its numbers and what it all cost."""
+    trial, model, best = task.trial, training.model, training.best
     assert best is not None
     costs = {
-        "cost/train_seconds": sum(epoch.train_seconds for epoch in epochs),
-        "cost/photos_per_second": statistics.median(epoch.photos_per_second for epoch in epochs),
-        "cost/peak_mib": measure_peak_mib(device),
+        "cost/train_seconds": sum(training.epoch_seconds),
+        "cost/photos_per_second": len(train_set.names) / statistics.median(training.epoch_seconds),
+        "cost/peak_mib": measure_peak_mib(training.device),
         "cost/parameters": float(count_parameters(model)),
         "cost/forward_gflop": compute_forward_gflop(trial.unet.init_features, trial.train.image_size),
     }
-    yield Checkpoint("last", epochs[-1].number, dump_model(model, card))
-    model.load_state_dict(best_state)
-    yield Overlays("best", best.number, _draw_panels(model, val_set, trial.train, device))
+    card = ModelCard(trial.unet, task.classes, trial.train.image_size, training.epoch)
+    yield Weights("last", training.epoch, dump_model(model, card))
+    model.load_state_dict(best.weights)
+    card = ModelCard(trial.unet, task.classes, trial.train.image_size, best.epoch.number)
+    yield Weights("best", best.epoch.number, dump_model(model, card))
+    yield Overlays("best", best.epoch.number, _draw_panels(model, val_set, trial.train, training.device))
     yield Finished(
-        best.number,
-        _name_metrics(best) | costs,
+        best.epoch.number,
+        _name_metrics(best.epoch) | costs,
         val_set.names,
-        tuple(tuple(tuple(row) for row in photo) for photo in best.val_counts_NK3.tolist()),
+        tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
     )
+
+
+def _make_checkpoint(training: Training) -> Checkpoint:
+    start = read_clock(training.device)
+    data = dump_training(training)
+    return Checkpoint(training.epoch, len(training.losses), read_clock(training.device) - start, data)
 
 
 def _name_metrics(epoch: Epoch) -> dict[str, float]:
@@ -100,8 +169,7 @@ def score_test(checkpoint: Path, source: str, batch_size: int, device_name: str)
     device = choose_device(device_name)
     model, card = load_model(checkpoint)
     photos = load_photo_set(source, card.classes, card.image_size)
-    config = TrainConfig(image_size=card.image_size, batch_size=batch_size)
-    _, counts_NK3 = evaluate(model.to(device), photos, config, device)
+    _, counts_NK3 = evaluate(model.to(device), photos, "dice", batch_size, "auto", device)
     return {f"test/{name}": value for name, value in compute_metrics(counts_NK3).items()}
 
 

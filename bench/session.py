@@ -1,144 +1,205 @@
-"""One `bench run` from file to ranking: joins grid, data, driver, MLflow and terminal.
+"""One `bench run` from file to ranking: joins grid, data, driver, mirror and terminal.
 
 In:  the flags of a command.   Out: lines on the terminal, an exit code.
 Knows nothing of how any of them works.
 """
 
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Collection, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import journal
+from bench.claim import hold, make_experiment_folder, write_test
 from bench.compare import list_failed, rank
-from bench.driver import Plan, compute_work, estimate_seconds, make_plan, run_pending
+from bench.driver import run_pending
+from bench.engine import LocalEngine
 from bench.grid import load_experiment
+from bench.mirror import Mirror
+from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.run import score_test
-from bench.terminal import ProgressView, format_seconds, print_ranking
-from bench.tracking import Mirror, format_ui_hint
-from bench.trial import FAILURE_KINDS, Experiment, TrialResult
+from bench.stops import listen
+from bench.store import format_ui_hint
+from bench.terminal import ProgressView, format_bytes, format_plan, print_ranking, warn_of_leaks
+from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Trial, TrialResult
 from catseg.dataset import Data, load_data
 from catseg.device import choose_device
 from catseg.errors import InputError
 
-NUM_LEAKS_NAMED = 3  # of many; `bench data check` names all
+FAILED = 1  # exit code: some trial ended without a model
+DRAIN_SECONDS, DRAIN_SECONDS_STOPPED = 40.0, 5.0  # of silence; a request is given up after some 30
 
 
-def run_experiment(
-    grid: Path, folders: Mapping[str, str | None], only: str | None, retry: str, device_name: str
-) -> int:
-    """Do what is missing and rank all of it. 0: all finished; 1: some trial failed."""
-    console = Console(soft_wrap=True, highlight=False)
-    retry_kinds = [kind.strip() for kind in retry.split(",") if kind.strip()]
-    for kind in retry_kinds:
+@dataclass(frozen=True)
+class Rules:
+    """What the flags of `bench run` say of how it goes about it."""
+
+    retry: Collection[str] = ()  # kinds of failure to try again
+    rerun: bool = False  # do anew what other code finished
+    fail_fast: bool = False  # stop at the first failure
+    jobs: int = 1  # trials at a time
+    device: str = "auto"
+
+
+@dataclass
+class _Outcome:
+    """What came of a session's trials, and where its time went."""
+
+    results: dict[Trial, TrialResult]
+    skipped: list[Skipped]
+    exit_code: int | None = None
+    problem: str = ""  # why the journal could not be written
+    train_seconds: float = 0.0
+    val_seconds: float = 0.0
+
+
+def parse_kinds(text: str) -> list[str]:
+    """`oom,killed` -> its kinds of failure."""
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
         if kind not in FAILURE_KINDS:
             raise InputError(f"--retry: unknown kind {kind!r}; choose {', '.join(FAILURE_KINDS)}")
-    choose_device(device_name)
-    experiment = load_experiment(grid, folders, only)
-    data = _load(console, experiment)
-    with journal.lock_experiment(experiment.name) as folder:
-        plan = make_plan(experiment, data, folder, retry_kinds)
-        console.print(_describe(experiment, data, plan))
-        _warn_of_leaks(console, data)
-        results = dict(plan.results)
-        mirror = Mirror(experiment.name, grid)
-        mirror.close_stale({result.key: result.status for result in journal.read_results(folder)})
-        work = {trial: compute_work(trial, data) for trial in plan.pending}
-        best = max((result.metrics["val/miou"] for result in rank(results.values())), default=None)
-        running = run_pending(experiment, data, plan, folder, mirror, device_name)
-        with closing(running), ProgressView(console, work, best) as view:
-            for trial, event in running:
-                view.show(trial, event)
-                if isinstance(event, TrialResult):
-                    results[trial] = event
-        ordered = [results[trial] for trial in experiment.trials]
-        print_ranking(console, ordered, num_seeds=len({trial.train.seed for trial in experiment.trials}))
-        if data.val_is_train:
-            console.print("Validated on the training photos: this shows what was memorised, not skill.")
-        _warn_of_leaks(console, data)
-        if experiment.data.test and rank(ordered):
-            _score_winner(console, experiment, rank(ordered)[0], folder, mirror, device_name)
-    _say_where(console, ordered, folder, mirror)
-    return 1 if list_failed(ordered) else 0
+    return kinds
 
 
-def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, device_name: str) -> None:
-    """What is done, what is left, and about how long it will take."""
+def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | None, rules: Rules) -> int:
+    """Do what is missing and rank all of it. 0: all finished; 1: some trial failed; else as a stop asks for."""
     console = Console(soft_wrap=True, highlight=False)
-    choose_device(device_name)
+    choose_device(rules.device)
     experiment = load_experiment(grid, folders, only)
-    data = _load(console, experiment)
-    plan = make_plan(experiment, data, journal.ROOT / experiment.name, retry=())
-    for trial in experiment.trials:
-        result = plan.results.get(trial)
-        state = "to do" if result is None else result.status
-        outcome = f"  val/miou {result.metrics['val/miou']:.3f}" if result and result.status == "finished" else ""
-        console.print(f"{state:9s} {trial.name}{outcome}", markup=False)
-    console.print(_describe(experiment, data, plan))
-    _warn_of_leaks(console, data)
-    if plan.pending:
-        seconds = estimate_seconds(plan, data, device_name)
-        console.print(f"About {format_seconds(seconds)} of training left on this machine, good to a factor of two.")
-
-
-def _load(console: Console, experiment: Experiment) -> Data:
     with console.status("reading photos"):
-        return load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+        data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+    folder = make_experiment_folder(experiment.name)
+    plan = make_plan(experiment, data, folder, rules.retry, rules.rerun)
+    _check_disk(folder, plan, rules.jobs)
+    console.print(format_plan(experiment, data, plan), markup=False)
+    warn_of_leaks(console, data.leaks)
+    start = time.monotonic()
+    with closing(Mirror(folder)) as mirror:
+        outcome = _run(console, experiment, data, plan, folder, mirror, rules)
+        if outcome.exit_code is None and not outcome.problem:
+            ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
+            _show_outcome(console, data, ordered, outcome.skipped)
+            if experiment.data.test and rank(ordered):
+                _score_winner(console, experiment, rank(ordered)[0], folder, mirror, rules.device)
+        _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
+    if outcome.problem:
+        raise InputError(outcome.problem)
+    if outcome.exit_code is not None:
+        console.print("stopped; all is kept, the same command goes on", highlight=False)
+        return outcome.exit_code
+    _say_where_time_went(console, outcome, (time.monotonic() - start) * rules.jobs)
+    _say_where(console, ordered, folder, mirror)
+    return FAILED if list_failed(ordered) or outcome.skipped else 0
 
 
-def _describe(experiment: Experiment, data: Data, plan: Plan) -> str:
-    train_photos, val_photos = data.num_photos
-    done = len(plan.results)
-    validation = "the same photos" if data.val_is_train else f"{val_photos} to validate"
-    return (
-        f"{experiment.name}: {len(experiment.trials)} trials, {done} done, {len(plan.pending)} to do; "
-        f"{train_photos} photos to train, {validation}; data {data.fingerprint}"
-    )
+def _run(
+    console: Console, experiment: Experiment, data: Data, plan: Plan, folder: Path, mirror: Mirror, rules: Rules
+) -> _Outcome:
+    """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
+    outcome = _Outcome(dict(plan.results), [Skipped(t.name, culprit.name) for t, culprit in plan.skipped.items()])
+    work = {trial: compute_work(trial, data) for trial in plan.pending}
+    best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
+    with closing(LocalEngine(data.sets, rules.device, rules.jobs)) as engine, listen() as stop:
+        running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
+        try:
+            with closing(running), ProgressView(console, work, best) as view:
+                for trial, event in running:
+                    view.show(trial, event)
+                    _note(outcome, trial, event)
+                    if rules.fail_fast and list_failed(outcome.results.values()) and stop.exit_code is None:
+                        stop.exit_code = FAILED
+        except OSError as error:
+            where, reason = error.filename or folder, error.strerror or error
+            outcome.problem = (
+                f"{where}: cannot be written ({reason}); what is finished is kept: "
+                "make room or mend it, and the same command goes on"
+            )
+        outcome.exit_code = stop.exit_code if stop.exit_code != FAILED else None
+    return outcome
 
 
-def _warn_of_leaks(console: Console, data: Data) -> None:
-    """Said before the training, while there is time to stop, and under the scores that it flatters."""
-    if data.leaks:
-        count = "1 pair of photos is" if len(data.leaks) == 1 else f"{len(data.leaks)} pairs of photos are"
-        named = "; ".join(f"{leak.first} = {leak.second}" for leak in data.leaks[:NUM_LEAKS_NAMED])
-        more = ", ..." if len(data.leaks) > NUM_LEAKS_NAMED else ""
-        console.print(
-            f"Leaks: {count} nearly the same in two sets, which flatters the score: "
-            f"{named}{more} (`bench data check DIR --against DIR` lists them)",
-            markup=False,
+def _note(outcome: _Outcome, trial: Trial, event: Event | TrialResult) -> None:
+    match event:
+        case EpochDone():
+            outcome.train_seconds += event.train_seconds
+            outcome.val_seconds += event.val_seconds
+        case Skipped():
+            outcome.skipped.append(event)
+        case TrialResult():
+            outcome.results[trial] = event
+
+
+def _check_disk(folder: Path, plan: Plan, jobs: int) -> None:
+    needed, free = estimate_bytes(plan.pending, jobs), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: {format_bytes(free)} free on this disk, {len(plan.pending)} trials need up to "
+            f"{format_bytes(needed)}; make room, or choose some with --only"
         )
+
+
+def _show_outcome(console: Console, data: Data, results: list[TrialResult], skipped: list[Skipped]) -> None:
+    print_ranking(console, results)
+    for trial in skipped:
+        console.print(f"SKIPPED  {trial.name}: needs more memory than {trial.culprit}, which ran out of it")
+    if data.val_is_train:
+        console.print("Validated on the training photos: this shows what was memorised, not skill.")
+    warn_of_leaks(console, data.leaks)
 
 
 def _score_winner(
     console: Console, experiment: Experiment, winner: TrialResult, folder: Path, mirror: Mirror, device_name: str
 ) -> None:
-    """The test photos see one model: the one that validation chose."""
-    assert experiment.data.test is not None
-    trial_folder = journal.find_folder(folder, winner.key)
-    assert trial_folder is not None
-    metrics = journal.read_test(trial_folder, experiment.data.test)
-    if metrics is None:
-        batch_size = winner.settings["batch_size"]
-        metrics = score_test(trial_folder / "best.safetensors", experiment.data.test, batch_size, device_name)
-        journal.write_test(trial_folder, experiment.data.test, metrics)
-        if winner.run_id:
-            mirror.record_test(winner.run_id, metrics)
+    """The test photos see one model: the one that validation chose. Of two sessions one scores it."""
+    source = experiment.data.test
+    assert source is not None
+    trial_folder = journal.list_folders(folder)[winner.key]
+    with hold(trial_folder / "lock"):
+        metrics = journal.read_test(trial_folder, source)
+        if metrics is None:
+            batch_size = winner.settings["batch_size"]
+            metrics = score_test(trial_folder / "best.safetensors", source, batch_size, device_name)
+            write_test(trial_folder, source, metrics)
+    mirror.notify(trial_folder)
     console.print(
         f"Test: val/miou chose {winner.name} of {len(experiment.trials)}; test/miou {metrics['test/miou']:.3f} "
-        f"on {experiment.data.test}",
+        f"on {source}",
         markup=False,
     )
+
+
+def _wait_for(console: Console, mirror: Mirror, patience_seconds: float) -> None:
+    try:
+        with console.status("") as line:
+            for num_left in mirror.drain(patience_seconds):
+                line.update(f"{num_left} trials to send to MLflow; Ctrl-C leaves them to `bench sync`")
+    except KeyboardInterrupt:
+        return  # it is said with the link that not all is there
+
+
+def _say_where_time_went(console: Console, outcome: _Outcome, seconds: float) -> None:
+    if outcome.train_seconds:
+        train, val = outcome.train_seconds / seconds, outcome.val_seconds / seconds
+        console.print(f"Time: training {train:.1%}, validation {val:.1%}, all else {1 - train - val:.1%}")
 
 
 def _say_where(console: Console, results: list[TrialResult], folder: Path, mirror: Mirror) -> None:
     ranked = rank(results)
     if ranked:
-        best_folder = journal.find_folder(folder, ranked[0].key)
+        best_folder = journal.list_folders(folder)[ranked[0].key]
         console.print(f"\nBest model: {best_folder}/best.safetensors", markup=False)
-    if mirror.problem:
-        console.print(f"MLflow could not be reached ({mirror.problem}); the results are in {folder}", markup=False)
-        return
-    console.print("See all runs side by side:")
-    for line in format_ui_hint(mirror.experiment_id):
-        console.print(f"  {line}", markup=False)
+    if mirror.num_left:
+        reason = f" ({mirror.status.problem})" if mirror.status.problem else ""
+        console.print(
+            f"MLflow has not got all of it{reason}; the results are in {folder}, `bench sync` sends the rest",
+            markup=False,
+        )
+    if mirror.status.experiment_id:
+        console.print("See all runs side by side:")
+        for line in format_ui_hint(mirror.status.experiment_id):
+            console.print(f"  {line}", markup=False)

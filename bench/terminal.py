@@ -6,19 +6,23 @@ Knows nothing of files or MLflow.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from bench.compare import list_failed, rank
 from bench.environment import format_machine
-from bench.trial import EpochDone, Event, Started, Trial, TrialResult
+from bench.plan import Plan
+from bench.trial import EpochDone, Event, Experiment, Retried, Skipped, Started, Stopped, Stopping, Trial, TrialResult
+from catseg.dataset import Data, Leak
 
 PLAIN_EVERY_SECONDS = 10.0  # between epoch lines when piped
+NUM_LEAKS_NAMED = 3  # of many; `bench data check` names all
+MAX_ROWS = 100  # of a ranking: nobody reads ten thousand
 
 
 class ProgressView:
@@ -26,17 +30,18 @@ class ProgressView:
 
     def __init__(self, console: Console, work: dict[Trial, float], best: float | None) -> None:
         self._console = console
-        self._work = work  # of the pending trials: time is shared out by it
+        self._work = work  # of the whole of each pending trial: time is shared out by it
         self._best = best
-        self._number = 0  # trials that have ended
-        self._done_work = 0.0
-        self._trial_work = 0.0
+        self._num_ended = 0
+        self._is_stopping = False
+        self._shares: dict[Trial, float] = dict.fromkeys(work, 0.0)  # of each trial that are done
+        self._done_work = 0.0  # since the start
         self._start = self._last_line = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}")
         )
         self._grid_bar = self._bars.add_task("grid", total=sum(work.values()), note="")
-        self._trial_bar = self._bars.add_task("trial", total=None, note="")
+        self._trial_bars: dict[Trial, TaskID] = {}
         self._status = Text("")
         self._live = Live(Group(self._bars, self._status), console=console, transient=True, refresh_per_second=4)
 
@@ -51,55 +56,84 @@ class ProgressView:
     def show(self, trial: Trial, event: Event | TrialResult) -> None:
         match event:
             case Started():
-                self._trial_work = 0.0
-                self._bars.update(self._trial_bar, total=trial.train.epochs, completed=0, note=trial.name)
+                self._show_start(trial, event)
             case EpochDone(epoch, metrics):
-                self._trial_work = self._work[trial] * epoch / trial.train.epochs
+                self._done_work += self._work[trial] * (epoch / trial.train.epochs - self._shares[trial])
+                self._shares[trial] = epoch / trial.train.epochs
                 self._show_epoch(trial, epoch, metrics)
+            case Retried(failure, attempt, num_attempts):
+                line = f"{failure.kind}: {failure.reason}; trying again ({attempt} of {num_attempts})  {trial.name}"
+                self._print(line)
+            case Stopping() if not self._is_stopping:
+                self._is_stopping = True
+                self._print("stopping after this step, with a checkpoint; once more to stop at once")
+            case Stopped(epoch):
+                self._end(trial)
+                self._print(f"stopped after epoch {epoch} of {trial.train.epochs}, kept  {trial.name}")
+            case Skipped(name, culprit):
+                self._end(trial)
+                self._print(f"SKIPPED  {name}: needs more memory than {culprit}, which ran out of it")
             case TrialResult():
-                self._number += 1
-                self._done_work += self._work[trial]
-                self._trial_work = 0.0
+                self._end(trial)
+                self._shares[trial] = 1.0
                 self._show_result(event)
+
+    def _end(self, trial: Trial) -> None:
+        self._num_ended += 1
+        bar = self._trial_bars.pop(trial, None)
+        if bar is not None:
+            self._bars.remove_task(bar)
+
+    def _show_start(self, trial: Trial, started: Started) -> None:
+        self._shares[trial] = started.epoch / trial.train.epochs
+        if trial not in self._trial_bars:
+            self._trial_bars[trial] = self._bars.add_task("trial", total=trial.train.epochs, note=trial.name)
+        self._bars.update(self._trial_bars[trial], completed=started.epoch)
+        if started.epoch or started.step:
+            self._print(f"goes on after epoch {started.epoch} of {trial.train.epochs}  {trial.name}")
 
     def _show_epoch(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> None:
         self._best = max(metrics["val/miou"], self._best or 0.0)
         line = (
-            f"trial {self._number + 1}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
+            f"trial {self._num_ended + 1}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
             f"train/loss {metrics['train/loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
             f"val/miou {metrics['val/miou']:.3f}  best {self._best:.3f}  left {self._format_left()}"
         )
         if self._console.is_terminal:
-            self._bars.update(self._trial_bar, completed=epoch)
-            self._bars.update(self._grid_bar, completed=self._done_work + self._trial_work)
+            if trial in self._trial_bars:
+                self._bars.update(self._trial_bars[trial], completed=epoch)
+            self._bars.update(self._grid_bar, completed=sum(self._work[t] * share for t, share in self._shares.items()))
             self._status.plain = line
         elif time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
-            self._last_line = time.monotonic()
-            self._console.print(f"{line}  {trial.name}", soft_wrap=True, highlight=False)
+            self._print(f"{line}  {trial.name}")
 
     def _show_result(self, result: TrialResult) -> None:
-        where = f"{self._number}/{len(self._work)}"
+        where = f"{self._num_ended}/{len(self._work)}"
         if result.status == "failed":
             line = f"{where}  FAILED ({result.failure}: {result.reason})  {result.name}"
         else:
             miou = result.metrics["val/miou"]
+            self._best = max(miou, self._best or 0.0)
             seconds = f"{result.metrics['cost/train_seconds']:.0f} s"
             if self._console.is_terminal:  # what is left and the best stand below, in 80 columns
                 line = f"{where}  {miou:.3f}  {seconds}  {result.name}"
             else:
                 left = self._format_left()
                 line = f"{where}  val/miou {miou:.3f}  best {self._best:.3f}  {seconds}  left {left}  {result.name}"
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _format_left(self) -> str:
-        """From the work done so far and the seconds it took."""
-        done = self._done_work + self._trial_work
-        left = sum(self._work.values()) - done
-        return format_seconds((time.monotonic() - self._start) * left / done) if done else "?"
+        """From the work done since the start and the seconds it took."""
+        left = sum(work * (1 - self._shares[trial]) for trial, work in self._work.items())
+        seconds = time.monotonic() - self._start
+        return format_seconds(seconds * left / self._done_work) if self._done_work else "?"
 
 
-def print_ranking(console: Console, results: Iterable[TrialResult], num_seeds: int) -> None:
+def print_ranking(console: Console, results: Iterable[TrialResult]) -> None:
     """The trials by val/miou, with what they cost; then those that failed; then what the order is worth."""
     results = list(results)
     ranked, failed = rank(results), list_failed(results)
@@ -118,7 +152,7 @@ def print_ranking(console: Console, results: Iterable[TrialResult], num_seeds: i
             "peak\nMiB",
         ):
             table.add_column(header, justify="right", no_wrap=True)
-        for place, result in enumerate(ranked, 1):
+        for place, result in enumerate(ranked[:MAX_ROWS], 1):
             metrics = result.metrics
             table.add_row(
                 str(place),
@@ -133,14 +167,54 @@ def print_ranking(console: Console, results: Iterable[TrialResult], num_seeds: i
             )
         console.print()
         console.print(table)
+        if len(ranked) > MAX_ROWS:
+            console.print(f"... and {len(ranked) - MAX_ROWS:,} below", highlight=False)
         machines = {format_machine(result.environment) for result in ranked}
         console.print(f"Machine: {'; '.join(sorted(machines))}", highlight=False, soft_wrap=True)
-        if num_seeds == 1:
+        if len({result.settings["seed"] for result in results}) == 1:
             console.print("One seed per setting: an order, not a comparison.", highlight=False)
     for result in failed:
         console.print(
             f"FAILED  {result.name}: {result.failure}: {result.reason}", markup=False, highlight=False, soft_wrap=True
         )
+
+
+def format_plan(experiment: Experiment, data: Data, plan: Plan) -> str:
+    """How many trials, done and to do, on what; and what of it is another code's."""
+    train_photos, val_photos = data.num_photos
+    validation = "the same photos" if data.val_is_train else f"{val_photos} to validate"
+    skipped = f", {len(plan.skipped)} skipped" if plan.skipped else ""
+    line = (
+        f"{experiment.name}: {len(experiment.trials)} trials, {len(plan.results)} done, {len(plan.pending)} to do"
+        f"{skipped}; {train_photos} photos to train, {validation}; data {data.fingerprint}"
+    )
+    others = plan.of_other_code
+    if others:
+        commits = {plan.results[trial].environment.get("git_commit", "unknown")[:8] for trial in others}
+        line += (
+            f"\n{len(others)} of those done are by other code (commit {', '.join(sorted(commits))}); "
+            "`bench run --rerun` does them anew and keeps the old"
+        )
+    return line
+
+
+def warn_of_leaks(console: Console, leaks: Sequence[Leak]) -> None:
+    """Said before the training, while there is time to stop, and under the scores that it flatters."""
+    if leaks:
+        count = "1 pair of photos is" if len(leaks) == 1 else f"{len(leaks)} pairs of photos are"
+        named = "; ".join(f"{leak.first} = {leak.second}" for leak in leaks[:NUM_LEAKS_NAMED])
+        more = ", ..." if len(leaks) > NUM_LEAKS_NAMED else ""
+        console.print(
+            f"Leaks: {count} nearly the same in two sets, which flatters the score: "
+            f"{named}{more} (`bench data check DIR --against DIR` lists them)",
+            markup=False,
+        )
+
+
+def format_bytes(num_bytes: int) -> str:
+    """12 MiB, 3.4 GiB."""
+    mib = num_bytes / 2**20
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
 def format_seconds(seconds: float) -> str:

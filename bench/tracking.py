@@ -1,227 +1,248 @@
-"""The only file that imports mlflow: mirrors what the journal holds, and finds checkpoints again.
+"""The only file that imports mlflow: brings its runs up to what the journal says, and finds checkpoints again.
 
-In:  trials and their events, in order.   Out: MLflow runs with true statuses; links; a run's files.
-Knows nothing of how a trial runs. MLflow being down costs the mirror, never the training.
+In:  folders of the journal.   Out: MLflow runs, one per execution of a trial, with true statuses; a run's files.
+Knows nothing of how a trial runs, nor of who waits for it. Every call may fail, or take as long as the
+server likes; done again it does what is missing, and nothing twice.
 """
 
 import colorsys
-import io
+import hashlib
 import logging
 import os
 import platform
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
-from bench.trial import Checkpoint, EpochDone, Event, Failed, Finished, Overlays, Started, Trial, TrialResult
+from bench.claim import hold
+from bench.journal import ROOT, History, is_running, read_history, read_json, read_result, read_settings
+from bench.store import ARTIFACTS, DEFAULT_STORE, ENVIRONMENT, find_store_uri, lacks_default_store
+from bench.trial import TrialResult
 from catseg.errors import InputError
-
-DEFAULT_STORE = Path("mlflow.db")
-ARTIFACTS = Path("mlruns/artifacts")
-UI_PORT = 5000
 
 # The image grid opens at step 0 and shows a run only where it has an image: the same steps for
 # all runs, whatever their best epochs, and the best model's pictures first.
 OVERLAY_STEPS = {"best": 0, "first": 1}
+# An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
+THUMBNAIL_NAME = re.compile(r"overlays\W(\d+)\Wstep\W(\d+)\W.*\.webp")
 
-# Set before mlflow is imported; whatever the user has set stands.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 holds up a dead server's caller for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+FILES = {"settings.json": None, "per_photo.json": None, "best.safetensors": "checkpoints"} | {
+    "last.safetensors": "checkpoints"
 }
+MAKING = ".mlflow-"  # where a new store is made, until it is whole
+EPOCHS_PER_CALL = 25  # a server takes at most 1000 metrics in one
+LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
+FAILURE_TAGS = ("failure_kind", "failure_reason", "failure_log")
+MIRRORED = "mirrored"  # a tag that says which result a run has in full
 
 
-def find_store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or MLflow's own default: mlflow.db in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+@dataclass
+class _Run:
+    """What MLflow has of one execution."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    is_deleted: bool
+    has_params: bool
+    steps: set[int] | None = None  # the epochs it has; None: not asked yet
+    images: set[tuple[str, int]] = field(default_factory=set)  # number and step
 
 
-def _default_uri() -> str:
-    return f"sqlite:///{DEFAULT_STORE.resolve()}"
+class Tracker:
+    """One experiment in MLflow. Two at once would do things twice: who makes one holds the mirror's lock."""
 
+    def __init__(self, experiment_folder: Path) -> None:
+        self._client = _connect()
+        self.experiment_id = _find_or_make_experiment(self._client, experiment_folder.name)
+        self._runs = self._find_runs()
 
-def _lacks_default_store() -> bool:
-    """MLflow's own store is the one to use, and nobody has made it yet."""
-    return find_store_uri() == _default_uri() and not DEFAULT_STORE.is_file()
+    def mirror(self, folder: Path) -> bool:
+        """Bring the run of a trial's folder up to what stands there; whether anything was missing."""
+        settings = read_settings(folder)
+        if settings is None:
+            return False
+        digest = _compute_digest(folder)
+        run = self._runs.get(settings["execution"])
+        if run is not None and (run.is_deleted or (digest and run.tags.get(MIRRORED) == digest)):
+            return False  # what somebody deleted in MLflow stays deleted
+        history, result = read_history(folder), read_result(folder)
+        status = _tell_status(folder, result)
+        if run is None and status == "KILLED" and not history.num_durable:
+            return False  # it left nothing that counts
+        run = run or self._make_run(settings, history)
+        if run.steps is None:
+            self._ask_for_details(run)
+        self._send_facts(run, settings, history)
+        self._send_epochs(run, history, result)
+        self._send_overlays(run, folder, history)
+        if result is not None:
+            self._send_result(run, folder, history, result)
+        self._set_status(run, status, history)
+        if digest:
+            self._set_tags(run, {MIRRORED: digest})
+        return True
 
+    def close_orphans(self, folders: list[Path]) -> None:
+        """Runs of this journal that say RUNNING and whose folder is no more: they were killed."""
+        there = {settings["execution"] for settings in map(read_settings, folders) if settings}
+        for execution, run in self._runs.items():
+            if run.status == "RUNNING" and run.tags.get("journal") == _name_journal() and execution not in there:
+                self._client.set_terminated(run.run_id, "KILLED")
+                run.status = "KILLED"
 
-class Mirror:
-    """One experiment's runs in MLflow, one per trial. The first error ends the mirroring, not the grid."""
+    def _find_runs(self) -> dict[str, _Run]:
+        """The runs by execution. A request that was given up may have been granted: of two runs the first one stays."""
+        from mlflow.entities import ViewType
 
-    def __init__(self, experiment_name: str, grid_file: Path) -> None:
-        self.problem = ""  # why mirroring ended, if it did
-        self.experiment_id = ""
-        self._grid_file = str(grid_file)
-        self._run_id: str | None = None
-        with self._guard():
-            self._client = _connect()
-            self.experiment_id = _find_or_make_experiment(self._client, experiment_name)
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            with _uninterrupted():
-                yield
-        except Exception as error:  # whatever a store, a server or a disk may raise
-            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-
-    def close_stale(self, committed: Mapping[str, str]) -> None:
-        """Give runs of this journal that still say RUNNING their true status: the lock says their driver is dead.
-
-        `committed` is status by trial key; what is not in it was killed on the way.
-        """
-        if self.problem:
-            return
-        with self._guard():
-            running = self._client.search_runs(
-                [self.experiment_id], f"attributes.status = 'RUNNING' and tags.journal = '{_name_journal()}'"
+        runs: dict[str, _Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id],
+                run_view_type=ViewType.ALL,
+                max_results=1000,
+                order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+                page_token=token,
             )
-            for run in running:
-                status = committed.get(run.data.tags.get("trial_key", ""), "killed")
-                self._client.set_terminated(run.info.run_id, status.upper())
+            for found in page:
+                execution = found.data.tags.get("execution")
+                if execution is None:
+                    continue  # not ours
+                run = _Run(
+                    found.info.run_id,
+                    found.info.status,
+                    dict(found.data.tags),
+                    found.info.lifecycle_stage == "deleted",
+                    bool(found.data.params),
+                )
+                before = runs.get(execution)
+                if before is None or before.is_deleted:
+                    runs[execution] = run
+                elif not run.is_deleted:
+                    self._client.delete_run(run.run_id)
+            token = page.token
+            if not token:
+                return runs
 
-    def begin(self, trial: Trial, key: str, data: dict[str, object], color_index: int) -> str | None:
-        """Open a run: settings as params, the varying ones first; what it was trained on and with as tags."""
-        if self.problem:
-            return None
-        with self._guard():
-            from mlflow.entities import Param
-
-            varying_first = sorted(trial.settings.items(), key=lambda item: item[0] not in trial.varying)
-            tags = {
-                "mlflow.note.content": f"Settings that vary: {trial.name}",
-                "mlflow.runColor": _make_color(color_index),
-                "mlflow.source.name": "bench run",
-                "trial_key": key,
-                "journal": _name_journal(),
-                "grid": self._grid_file,
-            } | {f"data.{name}": str(value) for name, value in data.items()}
-            run = self._client.create_run(self.experiment_id, tags=tags, run_name=_name_run(trial))
-            self._run_id = run.info.run_id
-            self._client.log_batch(
-                self._run_id, params=[Param(name, str(value)) for name, value in varying_first], synchronous=True
-            )
-            return self._run_id
-        return None
-
-    def record(self, event: Event) -> None:
-        """Mirror one event into the open run."""
-        if self.problem or self._run_id is None:
-            return
-        with self._guard():
-            match event:
-                case Started():
-                    facts = {"device": event.device, "precision": event.precision} | event.environment
-                    self._log(tags=facts)  # no metric yet: val/miou must be the first
-                case EpochDone(epoch, metrics):
-                    self._log(metrics=metrics, step=epoch)
-                case Checkpoint():
-                    pass  # logged once, by `end`: MLflow keeps no second version of a file apart
-                case Overlays(which, _, png):
-                    for number, panel in enumerate(png, 1):
-                        image = Image.open(io.BytesIO(panel))
-                        self._client.log_image(
-                            self._run_id,
-                            image,
-                            key=f"overlays/{number:02d}",
-                            step=OVERLAY_STEPS[which],
-                            synchronous=True,
-                        )
-                case Finished(best_epoch, metrics):
-                    costs = {name: value for name, value in metrics.items() if name.startswith("cost/")}
-                    best = {"val/best_epoch": best_epoch, "val/best_miou": metrics["val/miou"]}
-                    self._log(metrics=best | costs)
-                case Failed(kind, reason):
-                    self._log(tags={"failure_kind": kind, "failure_reason": reason, "failure_log": event.log[-5000:]})
-
-    def end(self, trial_folder: Path, result: TrialResult) -> None:
-        """Add the files of a committed trial and close its run with its true status."""
-        if self.problem or self._run_id is None:
-            return
-        run_id = self._run_id
-        with self._guard(), self._terminated("FINISHED" if result.status == "finished" else "FAILED"):
-            for name, artifact_path in (
-                ("settings.json", None),
-                ("per_photo.json", None),
-                ("best.safetensors", "checkpoints"),
-                ("last.safetensors", "checkpoints"),
-            ):
-                if (trial_folder / name).is_file():
-                    self._client.log_artifact(run_id, str(trial_folder / name), artifact_path)
-
-    def kill(self) -> None:
-        """Close the open run as KILLED: the driver was told to stop."""
-        if self._run_id is not None:
-            with self._guard(), self._terminated("KILLED"):
-                pass
-
-    @contextmanager
-    def _terminated(self, status: str) -> Iterator[None]:
-        """Whatever happens inside, a Ctrl-C too, the open run does not stay RUNNING."""
-        run_id, self._run_id = self._run_id, None
-        try:
-            yield
-        finally:
-            self._client.set_terminated(run_id, status)
-
-    def record_test(self, run_id: str, metrics: dict[str, float]) -> None:
-        """Add the winner's test metrics to its run."""
-        if self.problem:
-            return
-        with self._guard():
-            self._run_id = run_id
-            self._log(metrics=metrics)
-        self._run_id = None
-
-    def _log(self, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None, step: int = 0) -> None:
-        """One transaction: with SQLite each costs a write to disk."""
-        from mlflow.entities import Metric, RunTag
-
-        now_ms = int(time.time() * 1000)
-        self._client.log_batch(
-            self._run_id,
-            metrics=[Metric(name, value, now_ms, step) for name, value in (metrics or {}).items()],
-            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-            synchronous=True,
+    def _make_run(self, settings: dict[str, Any], history: History) -> _Run:
+        tags = {
+            "execution": settings["execution"],
+            "mlflow.note.content": f"Settings that vary: {settings['name']}",
+            "mlflow.runColor": _make_color(settings["number"]),
+            "mlflow.source.name": "bench run",
+            "trial_key": settings["key"],
+            "journal": _name_journal(),
+            "grid": settings["grid"],
+        } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
+        made = self._client.create_run(
+            self.experiment_id, start_time=history.begun_ms, tags=tags, run_name=_name_run(settings["name"])
         )
+        run = _Run(made.info.run_id, "RUNNING", tags, is_deleted=False, has_params=False, steps=set())
+        self._runs[settings["execution"]] = run
+        return run
 
+    def _ask_for_details(self, run: _Run) -> None:
+        """Which epochs and pictures a run has, that an earlier process sent."""
+        steps = {metric.step for metric in self._client.get_metric_history(run.run_id, "train/loss")}
+        for file in self._client.list_artifacts(run.run_id, "images"):
+            name = THUMBNAIL_NAME.search(file.path)
+            if name:
+                run.images.add((name[1], int(name[2])))
+        run.steps = steps
 
-def format_ui_hint(experiment_id: str) -> list[str]:
-    """How to see an experiment: the command, and the page to open: model training, as charts."""
-    uri = find_store_uri()
-    page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
-    if uri.startswith(("http://", "https://")):
-        return [f"{uri.rstrip('/')}/{page}"]
-    command = "mlflow ui" if uri == _default_uri() else f"mlflow ui --backend-store-uri {uri}"
-    return [command, f"http://127.0.0.1:{UI_PORT}/{page}"]
+    def _send_facts(self, run: _Run, settings: dict[str, Any], history: History) -> None:
+        """Settings as params, the varying ones first; as tags, on what it runs."""
+        from mlflow.entities import Param
 
+        if not run.has_params:
+            varying_first = sorted(settings["settings"].items(), key=lambda item: item[0] not in settings["varying"])
+            params = [Param(name, str(value)) for name, value in varying_first]
+            self._client.log_batch(run.run_id, params=params, synchronous=True)
+            run.has_params = True
+        if history.started is not None:
+            facts = {name: history.started[name] for name in ("device", "precision")} | history.started["environment"]
+            self._set_tags(run, facts)  # no metric yet: val/miou must be the first
 
-def make_ui_command(port: int) -> tuple[list[str], dict[str, str]]:
-    """`mlflow ui` on the right store, without the workers and job runners that one person does not need."""
-    uri = find_store_uri()
-    if uri.startswith(("http://", "https://")):
-        raise InputError(f"MLFLOW_TRACKING_URI: {uri} is a server already; open it in a browser")
-    if _lacks_default_store():
-        raise InputError(f"{DEFAULT_STORE}: nothing tracked here yet; start with `bench run`, in this folder")
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "ui", *options], ENVIRONMENT | os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
-    }
+    def _send_epochs(self, run: _Run, history: History, result: TrialResult | None) -> None:
+        """Those that no kill takes back; all, once the trial has ended. Each with the time at which it was."""
+        assert run.steps is not None
+        epochs = [line for line in history.epochs if result is not None or line["epoch"] <= history.num_durable]
+        missing = [line for line in epochs if line["epoch"] not in run.steps]
+        for start in range(0, len(missing), EPOCHS_PER_CALL):
+            lines = missing[start : start + EPOCHS_PER_CALL]
+            self._send_metrics(run, [(line["metrics"], line["epoch"], line["time_ms"]) for line in lines])
+            run.steps |= {line["epoch"] for line in lines}
+
+    def _send_overlays(self, run: _Run, folder: Path, history: History) -> None:
+        for line in history.overlays:
+            for number in range(1, line["num_photos"] + 1):
+                name, step = f"{number:02d}", OVERLAY_STEPS[line["which"]]
+                path = folder / "overlays" / f"{name}-{line['which']}.png"
+                if (name, step) in run.images or not path.is_file():
+                    continue
+                with Image.open(path) as image:
+                    self._client.log_image(run.run_id, image, key=f"overlays/{name}", step=step, synchronous=True)
+                run.images.add((name, step))
+
+    def _send_result(self, run: _Run, folder: Path, history: History, result: TrialResult) -> None:
+        ended_ms = history.ended_ms or 0
+        if result.status == "finished":
+            costs = {name: value for name, value in result.metrics.items() if name.startswith("cost/")}
+            best = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
+            self._send_metrics(run, [(best | costs, 0, ended_ms)])
+        else:
+            log = history.failures[-1]["log"] if history.failures else ""
+            reasons = (result.failure or "", result.reason, log[-LOG_CHARACTERS:])
+            self._set_tags(run, dict(zip(FAILURE_TAGS, reasons, strict=True)))
+        test = read_json(folder / "test.json")
+        if test is not None:
+            self._send_metrics(run, [(test["metrics"], 0, ended_ms)])
+        for name, artifact_path in FILES.items():
+            if (folder / name).is_file():
+                self._client.log_artifact(run.run_id, str(folder / name), artifact_path)
+
+    def _set_status(self, run: _Run, status: str, history: History) -> None:
+        if status != "FAILED":
+            for tag in FAILURE_TAGS:  # of an attempt before the last
+                if run.tags.pop(tag, None) is not None:
+                    self._client.delete_tag(run.run_id, tag)
+        if status == run.status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(run.run_id, status=status)
+        else:
+            self._client.set_terminated(run.run_id, status, history.ended_ms)
+        run.status = status
+
+    def _set_tags(self, run: _Run, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        missing = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        if missing:
+            entities = [RunTag(name, value) for name, value in missing.items()]
+            self._client.log_batch(run.run_id, tags=entities, synchronous=True)
+            run.tags |= missing
+
+    def _send_metrics(self, run: _Run, points: list[tuple[dict[str, float], int, int]]) -> None:
+        """(metrics, step, time) in one call: with SQLite each is a write to disk. The same again changes nothing."""
+        from mlflow.entities import Metric
+
+        entities = [Metric(name, value, ms, step) for metrics, step, ms in points for name, value in metrics.items()]
+        self._client.log_batch(run.run_id, metrics=entities, synchronous=True)
 
 
 @contextmanager
 def fetch_checkpoint(run_id: str) -> Iterator[Path]:
     """The best checkpoint of an MLflow run, as a file for as long as it is needed."""
-    if _lacks_default_store():
+    if lacks_default_store():
         raise InputError(f"{run_id}: neither a file nor a run: there is no {DEFAULT_STORE} here; check the path")
     with TemporaryDirectory() as folder:
         try:
@@ -232,28 +253,20 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
         yield Path(path)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A Ctrl-C waits for the end of the block: a transaction torn in two keeps its lock on the store.
-
-    The second one stops at once; what it leaves behind is mended by the next session, as after a kill -9.
-    """
-    caught: list[int] = []
-
-    def remember(signum: int, _: object) -> None:
-        if caught:
-            os._exit(128 + signum)
-        caught.append(signum)
-
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {signum: signal.signal(signum, remember) for signum in stops}
+def _compute_digest(folder: Path) -> str:
+    """Of a trial's last word, or "" while there is none."""
     try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        if caught:
-            signal.raise_signal(caught[0])
+        content = (folder / "result.json").read_bytes()
+    except OSError:
+        return ""
+    test = folder / "test.json"
+    return hashlib.sha256(content + (test.read_bytes() if test.is_file() else b"")).hexdigest()[:16]
+
+
+def _tell_status(folder: Path, result: TrialResult | None) -> str:
+    if result is not None:
+        return "FINISHED" if result.status == "finished" else "FAILED"
+    return "RUNNING" if is_running(folder) else "KILLED"
 
 
 def _connect() -> Any:
@@ -264,7 +277,7 @@ def _connect() -> Any:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.ERROR)
-    if _lacks_default_store():
+    if lacks_default_store():
         _make_store(DEFAULT_STORE.resolve(), MlflowClient)
     return MlflowClient(tracking_uri=find_store_uri())
 
@@ -275,13 +288,17 @@ def _make_store(path: Path, make_client: Callable[..., Any]) -> None:
     Two processes that migrate one new file at once break it for good, and so does a kill in the
     middle. So it is made aside and linked into place; who comes second uses the first one's.
     """
-    with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-        fresh = Path(folder) / path.name
-        make_client(tracking_uri=f"sqlite:///{fresh}").search_experiments()
-        try:
-            path.hardlink_to(fresh)
-        except FileExistsError:
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with hold(ROOT.with_name("store.lock")):
+        for leftover in path.parent.glob(f"{MAKING}*"):  # a kill's
+            shutil.rmtree(leftover, ignore_errors=True)
+        if path.exists():
             return
+        with TemporaryDirectory(dir=path.parent, prefix=MAKING) as folder:
+            fresh = Path(folder) / path.name
+            make_client(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+            with suppress(FileExistsError):  # MLflow's own pages were faster
+                path.hardlink_to(fresh)
 
 
 def _find_or_make_experiment(client: Any, name: str) -> str:
@@ -301,9 +318,9 @@ def _name_journal() -> str:
     return f"{platform.node()}:{Path.cwd()}".replace("'", "")
 
 
-def _name_run(trial: Trial) -> str:
+def _name_run(name: str) -> str:
     """The values of what varies: MLflow's lists and legends cut a name off before a second `setting=value`."""
-    return " ".join(term.partition("=")[2] for term in trial.name.split())
+    return " ".join(term.partition("=")[2] for term in name.split())
 
 
 def _make_color(index: int) -> str:

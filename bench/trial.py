@@ -6,7 +6,7 @@ Knows nothing of how a trial is run, kept or shown.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from catseg.dataset import DataConfig
@@ -17,7 +17,9 @@ FailureKind = Literal["oom", "nonfinite", "killed", "timeout", "data", "crash"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 # The settings an experiment file may name, in the order they are shown: the users' words.
-SETTINGS = ("init_features", *(field.name for field in fields(TrainConfig)))
+SETTINGS = ("init_features", *(setting.name for setting in fields(TrainConfig)))
+
+CHECKPOINT_EVERY_SECONDS = 60.0  # at most so much training is lost in a kill, or one epoch if that is longer
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,23 @@ class Trial:
         identity = json.dumps([self.settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:10]
 
+    def needs_more_than(self, other: "Trial") -> bool:
+        """Whether it takes strictly more memory: wider, larger or in larger batches, and alike in all else."""
+        mine, others = self.settings, other.settings
+        alike = all(mine[name] == others[name] for name in ("loss", "optimizer", "precision"))
+        sizes = [(mine[name], others[name]) for name in ("init_features", "image_size", "batch_size")]
+        return alike and all(a >= b for a, b in sizes) and any(a > b for a, b in sizes)
+
 
 @dataclass(frozen=True)
 class Experiment:
     """One experiment file, resolved."""
 
+    file: str  # as it was named
     name: str
     data: DataConfig
     trials: tuple[Trial, ...]
+    checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,13 @@ class Started:
     device: str
     precision: str
     environment: dict[str, str]
+    epoch: int = 0  # it goes on after this one
+    step: int = 0  # and so many steps of the next
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A sign of life, of a batch trained or validated on. Kept nowhere."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,18 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """All that it takes to go on from here as if nothing had been between."""
+
+    epoch: int  # the last that is whole
+    step: int  # of the next
+    seconds: float  # that the worker took to make it
+    data: bytes  # a safetensors file
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A trained model, for use."""
+
     which: Literal["best", "last"]
     epoch: int
     data: bytes  # a safetensors file
@@ -107,7 +137,37 @@ class Failed:
     log: str = ""  # the last lines of what the worker printed
 
 
-Event = Started | EpochDone | Checkpoint | Overlays | Finished | Failed
+@dataclass(frozen=True)
+class Stopped:
+    """The worker was asked to stop, and did, after a checkpoint."""
+
+    epoch: int  # the last that is whole
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The driver has asked a worker to stop."""
+
+
+@dataclass(frozen=True)
+class Retried:
+    """The driver tries again what failed through no fault of its own."""
+
+    failure: Failed
+    attempt: int  # 1: the first one again
+    num_attempts: int  # that it gets at the most
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """It needs more memory than a trial that ran out of it."""
+
+    name: str
+    culprit: str  # that trial's name
+
+
+WorkerEvent = Started | StepDone | EpochDone | Checkpoint | Weights | Overlays | Finished | Failed | Stopped
+Event = WorkerEvent | Stopping | Retried | Skipped
 
 
 @dataclass(frozen=True)
@@ -122,5 +182,7 @@ class TrialResult:
     best_epoch: int | None
     failure: FailureKind | None
     reason: str
-    run_id: str | None  # MLflow's
     environment: dict[str, str]
+    data_fingerprint: str = ""
+    seconds: float = 0.0  # in a worker, all attempts together
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # num_bytes and sha256 of what stands beside it

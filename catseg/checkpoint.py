@@ -1,12 +1,13 @@
-"""A trained U-Net <-> one safetensors file: numbers and JSON, nothing that runs.
+"""A trained U-Net, or one in training <-> one safetensors file: numbers and JSON, nothing that runs.
 
-In:  a U-Net and how to feed it.   Out: bytes; and back, whatever the file claims to be.
-Knows nothing of training or folders.
+In:  a U-Net and how to feed it, or a Training.   Out: bytes; and back, whatever the file claims to be.
+Knows nothing of folders.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +15,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.errors import InputError
+from catseg.train import Best, Epoch, Training
 from catseg.unet import STRIDE, UNet, UNetConfig
 
 FORMAT = "catseg-unet-1"
+TRAINING_FORMAT = "catseg-training-1"
 MAX_BYTES = 8 * 2**30
 
 
@@ -74,3 +77,102 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
             f"{path}: not a checkpoint of catseg ({reason}); use a best.safetensors of `bench run`"
         ) from None
     return model.to(memory_format=torch.channels_last).eval(), card  # type: ignore[call-overload]
+
+
+def dump_training(training: Training) -> bytes:
+    """All that `advance` needs to go on as if nothing had been: tensors by name, the rest as JSON.
+
+    Weights, statistics, optimizer, schedule, scaler, random states, the epoch and the steps of the
+    one under way, and the best epoch with its weights. Takes 16 bytes a parameter.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in training.model.state_dict().items()}
+    optimizer = training.optimizer.state_dict()
+    for index, state in optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if training.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(training.device)
+    if training.losses:
+        tensors["losses"] = torch.stack(training.losses)
+    facts: dict[str, Any] = {
+        "format": TRAINING_FORMAT,
+        "epoch": training.epoch,
+        "lr": training.lr,
+        "seconds": training.seconds,
+        "epoch_seconds": training.epoch_seconds,
+        "num_losses": len(training.losses),
+        "param_groups": optimizer["param_groups"],
+        "schedule": training.schedule.state_dict(),
+        "scaler": training.scaler.state_dict(),
+    }
+    if training.best is not None:
+        tensors |= {f"best.{name}": tensor for name, tensor in training.best.weights.items()}
+        tensors["best_counts"] = torch.from_numpy(training.best.epoch.val_counts_NK3)
+        facts["best"] = {"miou": training.best.miou} | vars(training.best.epoch)
+        del facts["best"]["val_counts_NK3"]
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save_tensors(plain, {"training": json.dumps(facts, sort_keys=True)})
+
+
+def load_training(data: bytes, training: Training) -> None:
+    """Put a fresh Training where `dump_training` found the other; ValueError if this is not the same network."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["training"])
+        tensors = load_tensors(data)
+        if facts["format"] != TRAINING_FORMAT:
+            raise ValueError(f"its format is {facts['format']!r}, not {TRAINING_FORMAT!r}")
+        _check_tensors(training, facts, tensors)
+        _restore(training, facts, tensors)
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"not a checkpoint of this training ({str(error).splitlines()[0]})") from None
+
+
+def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Every tensor has its name, shape and type: one that is missing would be begun anew without a word."""
+    weights = training.model.state_dict()
+    like = {f"model.{name}": tensor for name, tensor in weights.items()} | {"random.cpu": torch.get_rng_state()}
+    if facts["epoch"] or facts["num_losses"]:
+        for index, parameter in enumerate(training.model.parameters()):
+            like |= {f"optimizer.{index}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
+            like[f"optimizer.{index}.step"] = torch.empty(())
+    if facts["num_losses"]:
+        like["losses"] = torch.empty(facts["num_losses"], device="meta")
+    if "best" in facts:
+        like |= {f"best.{name}": tensor for name, tensor in weights.items()}
+        num_classes = training.model.config.num_classes
+        like["best_counts"] = torch.empty(len(tensors["best_counts"]), num_classes, 3, dtype=torch.int64, device="meta")
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items() if name != "random.cuda"}
+    if found != {name: (tensor.shape, tensor.dtype) for name, tensor in like.items()}:
+        raise ValueError("its tensors are not those of this network")
+
+
+def _restore(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    training.model.load_state_dict(_take(tensors, "model."), strict=True)
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = list(training.model.parameters())
+    for name, value in _take(tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        like = parameters[int(index)]
+        # laid out in memory as its parameter is: the fused step walks through both at once
+        laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        states.setdefault(int(index), {})[key] = laid_out
+    training.optimizer.load_state_dict({"state": states, "param_groups": facts["param_groups"]})
+    training.schedule.load_state_dict(facts["schedule"])
+    if facts["scaler"]:  # another GPU may need one where this had none
+        training.scaler.load_state_dict(facts["scaler"])
+    torch.set_rng_state(tensors["random.cpu"])
+    if training.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], training.device)
+    training.epoch, training.lr, training.seconds = facts["epoch"], facts["lr"], facts["seconds"]
+    training.epoch_seconds = facts["epoch_seconds"]
+    training.losses = list(tensors["losses"].to(training.device)) if "losses" in tensors else []
+    if "best" in facts:
+        miou = facts["best"].pop("miou")
+        epoch = Epoch(**facts["best"] | {"val_counts_NK3": tensors["best_counts"].numpy()})
+        weights = {name: value.to(training.device) for name, value in _take(tensors, "best.").items()}
+        training.best = Best(epoch, miou, weights)
+
+
+def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

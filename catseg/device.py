@@ -4,7 +4,10 @@ In:  `auto`, `cpu`, `cuda`, `float32`, ...   Out: torch devices and dtypes, seco
 Knows nothing of models or data.
 """
 
+import ctypes
+import gc
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -53,6 +56,17 @@ def read_clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what an earlier trial of this process no longer needs, so that the next one's peak is its own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none
+        if trim is not None:
+            trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:

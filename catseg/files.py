@@ -20,14 +20,46 @@ def save_bytes(data: bytes, path: Path) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, rename, fsync the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+
+
+def append_bytes(data: bytes, path: Path) -> None:
+    """Add to the end of a file and flush it. What a failed write left of `data` is cut off again."""
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        num_bytes = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, num_bytes)
+            raise
+    finally:
+        os.close(descriptor)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `save_bytes` was writing into a folder when its process was killed. Nobody else may write there."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 @contextmanager
@@ -41,7 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists() or path.is_symlink():
             raise InputError(f"{path}: is there already; name a new folder, or remove this one")
         place = next(folder for folder in path.absolute().parents if folder.exists())
-        _remove_leftovers(place, path.name)
+        _remove_old_attempts(place, path.name)
         temporary = place / f".{path.name}.{os.getpid()}.tmp"
         temporary.mkdir()
         lock = _lock(temporary)
@@ -52,7 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.sync()  # many files, flushed at once
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(path)  # fails if somebody else made and filled one in the meantime
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise InputError(f"{path}: is there now, made by another command meanwhile; name a new folder") from None
@@ -64,7 +96,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _remove_leftovers(place: Path, name: str) -> None:
+def _remove_old_attempts(place: Path, name: str) -> None:
     for leftover in place.glob(f".{glob.escape(name)}.*.tmp"):
         if not leftover.name.removesuffix(".tmp").rpartition(".")[2].isdecimal():
             continue  # not one of ours
@@ -85,7 +117,8 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names, so that a rename in it outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,10 +15,10 @@ from catseg.checkpoint import ModelCard
 from catseg.errors import InputError
 from catseg.files import save_bytes
 from catseg.folder import list_files
+from catseg.inference import compute_logits, predict_fitted
 from catseg.labelme import format_labels
 from catseg.metrics import choose_labels
 from catseg.photo import PALETTE, PHOTO_SUFFIXES, UInt8, encode_png, fit_photo, fit_size, paint_overlay, read_photo
-from catseg.train import compute_logits, predict_fitted
 from catseg.unet import UNet
 
 LABELME_FOLDER = "labelme"  # apart from the masks: Labelme would offer those for labelling, too

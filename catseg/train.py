@@ -6,19 +6,18 @@ Knows nothing of files, grids or tracking.      (N photos, B batch, K classes, S
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import optim
 
 from catseg.dataset import PhotoSet
 from catseg.device import autocast, choose_precision, read_clock
-from catseg.losses import LOSSES, compute_loss, sum_terms
-from catseg.metrics import Counts, choose_labels, count_pixels
-from catseg.photo import UInt8, fit_size
+from catseg.inference import evaluate_batches, place, pool, to_input
+from catseg.losses import compute_loss
+from catseg.metrics import Counts, compute_metrics
 from catseg.unet import STRIDE, UNet
 
 RECIPE_VERSION = 1  # raised whenever the same settings give other numbers
@@ -57,7 +56,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. The seconds are the device's own: nothing but the work is in them."""
+    """What one epoch gave. The seconds hold the work and its signs of life, no logging or pictures."""
 
     number: int  # from 1
     train_loss: float  # mean over the photos, each batch as it was trained
@@ -69,124 +68,131 @@ class Epoch:
     photos_per_second: float  # in training
 
 
+@dataclass(frozen=True)
+class Step:
+    """A batch was trained or validated on: nothing to know but that it goes on."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch with the highest mIoU so far, the first of equals, and the weights after it."""
+
+    epoch: Epoch
+    miou: float
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass
+class Training:
+    """A network on its way: all that a step changes, so all that a checkpoint must hold."""
+
+    config: TrainConfig
+    device: torch.device
+    model: UNet
+    optimizer: optim.Optimizer
+    schedule: optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # the last that is whole: trained and validated
+    losses: list[torch.Tensor] = field(default_factory=list)  # of the steps of the next, on the device
+    lr: float = 0.0  # of the first of them
+    seconds: float = 0.0  # that they took
+    epoch_seconds: list[float] = field(default_factory=list)  # training, of each whole epoch
+    best: Best | None = None
+    stopping: bool = False  # set it between two steps: `advance` ends there, and a checkpoint loses nothing
+
+
 class NonFiniteError(ArithmeticError):
     """A number became infinite or NaN; the message says which, and at which step."""
+
+
+def make_training(model: UNet, config: TrainConfig, num_photos: int, device: torch.device) -> Training:
+    """Ready for the first step of `num_photos` an epoch; the model is moved to the device."""
+    model.to(device)
+    optimizer = OPTIMIZERS[config.optimizer](model, config)
+    schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * math.ceil(num_photos / config.batch_size))
+    has_scaler = choose_precision(config.precision, device) is torch.float16
+    return Training(config, device, model, optimizer, schedule, torch.amp.GradScaler(device.type, enabled=has_scaler))
 
 
 def train(
     model: UNet, train_set: PhotoSet, val_set: PhotoSet, config: TrainConfig, device: torch.device
 ) -> Iterator[Epoch]:
-    """Train in place; after each epoch validate, stop the clock, and yield.
+    """Train in place from the first epoch to the last, for who needs neither signs of life nor checkpoints."""
+    training = make_training(model, config, len(train_set.names), device)
+    yield from (event for event in advance(training, train_set, val_set) if isinstance(event, Epoch))
 
-    The host waits for the device once an epoch: losses stay there until its end. The same seed
-    gives the same losses bit for bit on the same CPU.
+
+def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Iterator[Step | Epoch]:
+    """Train on from where `training` stands; after each epoch validate, stop the clock, and yield.
+
+    The host waits for the device once an epoch: losses stay there until its end. The order of
+    photos is a function of seed and epoch, so the same seed gives the same numbers bit for bit on
+    the same CPU and as many threads, stopped and gone on with or not.
     """
-    model.to(device)
-    dtype = choose_precision(config.precision, device)
+    config, device, model = training.config, training.device, training.model
     photo_NSS3, mask_NSS = place(train_set, device)
     placed_val = place(val_set, device)
     num_photos = len(train_set.names)
-    steps_per_epoch = math.ceil(num_photos / config.batch_size)
-    optimizer = OPTIMIZERS[config.optimizer](model, config)
-    schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps_per_epoch)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-
-    def train_step(photo_BSS3: torch.Tensor, mask_BSS: torch.Tensor) -> torch.Tensor:
-        with autocast(device, dtype):
-            logits_BKSS = model(to_input(photo_BSS3, device))
-        loss = compute_loss(config.loss, logits_BKSS, mask_BSS.to(device, non_blocking=True))
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        return loss.detach()
-
-    for number in range(1, config.epochs + 1):
+    while training.epoch < config.epochs:
+        number = training.epoch + 1
         order_N = torch.randperm(num_photos, generator=torch.Generator().manual_seed(_mix(config.seed, number)))
-        lr = float(optimizer.param_groups[0]["lr"])
+        batches = torch.split(order_N.to(photo_NSS3.device), config.batch_size)
+        if not training.losses:
+            training.lr = float(training.optimizer.param_groups[0]["lr"])
         model.train()
         start = read_clock(device)
-        batches = torch.split(order_N.to(photo_NSS3.device), config.batch_size)
-        losses = torch.stack([train_step(photo_NSS3[batch], mask_NSS[batch]) for batch in batches])
-        train_seconds = read_clock(device) - start
-        train_loss = _check_finite(losses, model, (number - 1) * steps_per_epoch, [len(batch) for batch in batches])
+        for batch in batches[len(training.losses) :]:
+            training.losses.append(_train_step(training, photo_NSS3[batch], mask_NSS[batch]))
+            yield Step()
+            if training.stopping:
+                break
+        training.seconds += read_clock(device) - start
+        if training.stopping:
+            return
+        train_loss = _check_finite(training, [len(batch) for batch in batches])
         start = read_clock(device)
-        val_loss, val_counts_NK3 = evaluate(model, val_set, config, device, placed_val)
+        parts = []
+        for part in evaluate_batches(model, val_set, config.batch_size, config.precision, device, placed_val):
+            parts.append(part)
+            yield Step()
+            if training.stopping:
+                return
+        val_loss, val_counts_NK3 = pool(config.loss, parts)
         val_seconds = read_clock(device) - start
         if not math.isfinite(val_loss):
             raise NonFiniteError(f"val/loss is {val_loss} after epoch {number}: running statistics overflowed")
-        yield Epoch(
-            number, train_loss, val_loss, val_counts_NK3, lr, train_seconds, val_seconds, num_photos / train_seconds
+        speed = num_photos / training.seconds
+        yield _finish_epoch(
+            training,
+            Epoch(number, train_loss, val_loss, val_counts_NK3, training.lr, training.seconds, val_seconds, speed),
         )
+        if training.stopping:
+            return
 
 
-@torch.inference_mode()
-def evaluate(
-    model: UNet,
-    photos: PhotoSet,
-    config: TrainConfig,
-    device: torch.device,
-    placed: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[float, Counts]:
-    """Loss of all photos pooled, and counts_NK3 at the masks' native size.
-
-    The logits are scaled back to each photo's own size before they are thresholded, so that
-    image sizes compare. The result does not depend on the batch size. `placed` are the same
-    photos and masks by `place`, for who evaluates again and again.
-    """
-    model.eval()
-    dtype = choose_precision(config.precision, device)
-    photo_NSS3, mask_NSS = placed or place(photos, device)
-    terms_4K = torch.zeros(4, model.config.num_classes, device=device)
-    counts = []
-    for start in range(0, len(photos.names), config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        with autocast(device, dtype):
-            logits_BKSS = model(to_input(photo_NSS3[batch], device)).float()
-        terms_4K += sum_terms(logits_BKSS, mask_NSS[batch].to(device))
-        for logits_KSS, mask_HW in zip(logits_BKSS, photos.native_masks[batch], strict=True):
-            labels_HW = restore_labels(logits_KSS, *mask_HW.shape)
-            counts.append(count_pixels(labels_HW, torch.tensor(mask_HW, device=device), model.config.num_classes))
-    val_loss = float(LOSSES[config.loss](terms_4K))
-    return val_loss, torch.stack(counts).cpu().numpy().astype(np.int64)
+def _train_step(training: Training, photo_BSS3: torch.Tensor, mask_BSS: torch.Tensor) -> torch.Tensor:
+    """The loss of one batch, on the device; weights, statistics and schedule are a step further."""
+    device, config = training.device, training.config
+    with autocast(device, choose_precision(config.precision, device)):
+        logits_BKSS = training.model(to_input(photo_BSS3, device))
+    loss = compute_loss(config.loss, logits_BKSS, mask_BSS.to(device, non_blocking=True))
+    training.optimizer.zero_grad()
+    training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.schedule.step()
+    return loss.detach()
 
 
-@torch.inference_mode()
-def compute_logits(model: UNet, photo_SS3: UInt8, precision: str, device: torch.device) -> torch.Tensor:
-    """logits_KSS of one fitted photo."""
-    model.eval()
-    with autocast(device, choose_precision(precision, device)):
-        logits_1KSS: torch.Tensor = model(to_input(torch.tensor(photo_SS3).unsqueeze(0), device))
-    return logits_1KSS[0]
-
-
-def predict_fitted(model: UNet, photo_SS3: UInt8, size: tuple[int, ...], precision: str, device: torch.device) -> UInt8:
-    """labels_HW of one fitted photo at `size` (height, width): 0 background, 1..K classes."""
-    labels_HW: UInt8 = restore_labels(compute_logits(model, photo_SS3, precision, device), *size).cpu().numpy()
-    return labels_HW
-
-
-def restore_labels(logits_KSS: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """logits_KSS of a fitted photo -> labels_HW uint8 at the photo's own size."""
-    used_height, used_width = fit_size(height, width, logits_KSS.shape[-1])
-    logits_1KHW = F.interpolate(
-        logits_KSS[None, :, :used_height, :used_width].float(), (height, width), mode="bilinear", align_corners=False
-    )
-    return choose_labels(logits_1KHW)[0]
-
-
-def to_input(photo_BSS3: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 photos -> photo_B3SS, floats 0..1 on the device; channels-last without moving a byte."""
-    return photo_BSS3.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-
-
-def place(photos: PhotoSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Photos and masks as uint8 tensors on the device if half its free memory holds them, else in RAM."""
-    photo_NSS3, mask_NSS = torch.tensor(photos.photo_NSS3), torch.tensor(photos.mask_NSS)
-    if device.type == "cuda" and photo_NSS3.nbytes + mask_NSS.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return photo_NSS3.to(device), mask_NSS.to(device)
-    return photo_NSS3, mask_NSS
+def _finish_epoch(training: Training, epoch: Epoch) -> Epoch:
+    miou = compute_metrics(epoch.val_counts_NK3)["miou"]
+    if training.best is None or miou > training.best.miou:
+        weights = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+        training.best = Best(epoch, miou, weights)
+    training.epoch = epoch.number
+    training.epoch_seconds.append(epoch.train_seconds)
+    training.losses, training.seconds = [], 0.0
+    return epoch
 
 
 def _make_adam(model: UNet, config: TrainConfig) -> optim.Optimizer:
@@ -219,12 +225,13 @@ def _mix(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _check_finite(losses: torch.Tensor, model: UNet, steps_before: int, batch_sizes: list[int]) -> float:
+def _check_finite(training: Training, batch_sizes: list[int]) -> float:
     """The mean loss of an epoch's photos, or NonFiniteError with the first bad step and what is broken by now."""
-    values = losses.tolist()
-    for step, value in enumerate(values, steps_before + 1):
+    values = torch.stack(training.losses).tolist()
+    for step, value in enumerate(values, training.epoch * len(batch_sizes) + 1):
         if not math.isfinite(value):
-            broken = (name for name, parameter in model.named_parameters() if not parameter.isfinite().all())
+            parameters = training.model.named_parameters()
+            broken = (name for name, parameter in parameters if not parameter.isfinite().all())
             culprit = next(broken, None)
             also = f"; at the end of the epoch so is {culprit}" if culprit else ""
             raise NonFiniteError(f"train/loss is {value} at step {step}{also}")

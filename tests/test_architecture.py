@@ -38,35 +38,48 @@ ALLOWED = {
     "catseg.device": {"torch", "catseg.errors"},
     "catseg.losses": {"torch", "catseg.photo"},
     "catseg.metrics": {"numpy", "torch", "catseg.photo"},
-    "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
+    "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
     | {"catseg.photo", "catseg.unet"},
-    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.unet"},
+    "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
+    | {"catseg.metrics", "catseg.unet"},
+    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
-    | {"catseg.metrics", "catseg.outline", "catseg.photo", "catseg.train", "catseg.unet"},
+    | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo", "catseg.unet"},
     "bench": set(),
     "bench.trial": {"catseg.dataset", "catseg.train", "catseg.unet"},
     "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.sample", "catseg.train"}
     | {"catseg.unet"},
     "bench.environment": {"torch", "catseg"},
     "bench.run": {"torch", "bench.environment", "bench.trial", "catseg.checkpoint", "catseg.dataset", "catseg.device"}
-    | {"catseg.metrics", "catseg.photo", "catseg.train", "catseg.unet"},
-    "bench.engine": {"bench.run", "bench.trial", "catseg.dataset"},
-    "bench.journal": {"bench.trial", "catseg.errors", "catseg.files"},
-    "bench.tracking": {"mlflow", "PIL", "bench.trial", "catseg.errors"},
+    | {"catseg.inference", "catseg.metrics", "catseg.photo", "catseg.train", "catseg.unet"},
+    "bench.stops": set(),
+    "bench.processes": {"bench.stops"},
+    "bench.engine": {"torch", "bench.processes", "bench.run", "bench.trial", "catseg.dataset", "catseg.device"},
+    "bench.journal": {"bench.trial"},
+    "bench.claim": {"bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
+    "bench.store": {"catseg.errors"},
+    "bench.tracking": {"mlflow", "PIL", "bench.claim", "bench.journal", "bench.store", "bench.trial", "catseg.errors"},
+    "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
     "bench.compare": {"bench.trial"},
-    "bench.driver": {"bench.engine", "bench.journal", "bench.run", "bench.tracking", "bench.trial"}
-    | {"catseg.dataset", "catseg.unet"},
-    "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.trial"},
-    "bench.session": {"rich", "bench.compare", "bench.driver", "bench.grid", "bench.journal", "bench.run"}
-    | {"bench.terminal", "bench.tracking", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
+    "bench.plan": {"torch", "bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
+    | {"catseg.unet"},
+    "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
+    | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
+    "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
+    "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
+    | {"bench.journal", "bench.mirror", "bench.plan", "bench.run", "bench.stops", "bench.store", "bench.terminal"}
+    | {"bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
+    "bench.overview": {"rich", "bench.claim", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
+    | {"bench.store", "bench.terminal", "bench.tracking", "bench.trial", "catseg.dataset", "catseg.device"}
+    | {"catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.outline", "catseg.photo", "catseg.sample", "catseg.survey", "catseg.voc"},
     "bench.download": {"rich", "bench.data", "catseg.errors", "catseg.folder", "catseg.pets"} | {"catseg.server"},
     "bench.label": {"catseg.errors", "catseg.folder", "catseg.labelme", "catseg.photo"},
     "bench.prediction": {"rich", "torch", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
     | {"catseg.photo", "catseg.predict", "catseg.unet"},
-    "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.prediction", "bench.session"}
-    | {"bench.tracking", "catseg.errors"},
+    "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.overview", "bench.prediction"}
+    | {"bench.session", "bench.store", "catseg.errors"},
 }
 
 # Libraries that live in one room, so that another can take their place.

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -257,3 +259,58 @@ def cats(tmp_path, monkeypatch, write_labelme_folder):
     write_labelme_folder(tmp_path / "cats", num=3)
     Path("labels.txt").write_text("__ignore__\n_background_\ncat\n")
     return tmp_path / "cats"
+
+
+@pytest.fixture
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def start_server(wait_until):
+    """Run MLflow's server or pages until the end of the test, from the moment it answers."""
+    processes = []
+
+    def start(command, port, **options):
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, start_new_session=True, **silent, **options)
+        processes.append(process)
+
+        def answers():
+            assert process.poll() is None, f"the server ended with {process.returncode}"
+            try:
+                return _ask(port, "/health") == b"OK"
+            except OSError:
+                return False
+
+        wait_until(answers)
+        return process
+
+    yield start
+    for process in processes:
+        _stop_server(process)
+
+
+def _stop_server(process):
+    if process.poll() is None:
+        os.killpg(process.pid, 9)
+    process.wait()
+
+
+def _ask(port, path, **content):
+    """Bytes of a GET, or of a POST of `content` as JSON."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+    if content:
+        request.data = json.dumps(content).encode()
+        request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """ask(port, path, **content): the answer of a server on this machine."""
+    return _ask

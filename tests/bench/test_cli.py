@@ -222,11 +222,12 @@ def test_no_pages_without_a_store(workplace, bench):
 
 
 @pytest.fixture
-def in_finished(finished, monkeypatch):
+def in_finished(finished, list_runs, monkeypatch):
     """The finished folder as the working folder, its best checkpoint and that one's run."""
     monkeypatch.chdir(finished)
     (checkpoint,) = finished.glob("mlruns/journal/tiny/lr=0.03-*/best.safetensors")
-    return checkpoint, json.loads((checkpoint.parent / "result.json").read_text())["run_id"]
+    (run_id,) = [run.info.run_id for run in list_runs(finished) if run.data.params["lr"] == "0.03"]
+    return checkpoint, run_id
 
 
 def test_a_file_and_its_run_predict_the_same_mask_and_overlay_at_the_photos_own_size(

@@ -1,4 +1,4 @@
-"""A trial runs in a process of its own, and whatever becomes of that process is said."""
+"""Trials run in workers, and whatever becomes of a worker is said."""
 
 import dataclasses
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from bench.engine import run_local
-from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Trial
+from bench.engine import LocalEngine, _choose_place
+from bench.run import Task
+from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
 from catseg.train import TrainConfig
 from catseg.unet import UNetConfig
@@ -34,10 +36,26 @@ def make_trial(epochs=2, lr=0.01, **settings):
     return Trial(UNetConfig(2), TrainConfig(image_size=32, batch_size=2, epochs=epochs, lr=lr, **settings), ())
 
 
+def run(trial, sets, **task):
+    """The events of one trial in a worker of its own."""
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(trial, CLASSES, **task))
+        yield from follow(engine)
+
+
+def follow(engine):
+    """The events of the one trial that is at work, to the last."""
+    while True:
+        for _, event in engine.wait(60):
+            yield event
+            if isinstance(event, Finished | Failed | Stopped):
+                return
+
+
 @pytest.fixture(scope="module")
 def events(sets):
     """All events of a trial of three epochs."""
-    return list(run_local(make_trial(3), *sets, CLASSES, "cpu"))
+    return list(run(make_trial(3), sets))
 
 
 def test_a_trial_starts_goes_through_its_epochs_and_finishes(events):
@@ -69,8 +87,8 @@ def test_the_best_epoch_is_the_first_with_the_highest_miou(events):
     assert finished.metrics["val/miou"] == max(mious.values())
 
 
-def test_the_last_best_checkpoint_is_the_best_epochs_and_the_last_one_the_last_epochs(events, tmp_path):
-    by_name = {event.which: event for event in events if isinstance(event, Checkpoint)}
+def test_the_best_weights_are_the_best_epochs_and_the_last_ones_the_last_epochs(events, tmp_path):
+    by_name = {event.which: event for event in events if isinstance(event, Weights)}
     assert by_name["best"].epoch == events[-1].best_epoch
     assert by_name["last"].epoch == 3
     for which, event in by_name.items():
@@ -103,18 +121,19 @@ def test_counts_are_of_every_validation_photo_and_its_own_pixels(events, sets):
         assert true_positives + false_negatives == (mask_HW == 1).sum()
 
 
-def test_the_same_seed_gives_the_same_losses_bit_for_bit_and_another_seed_others(events, sets):
-    def list_losses(some_events):
-        epochs = [event for event in some_events if isinstance(event, EpochDone)]
-        return [(event.metrics["train/loss"], event.metrics["val/loss"]) for event in epochs]
+def list_losses(some_events):
+    epochs = [event for event in some_events if isinstance(event, EpochDone)]
+    return [(event.metrics["train/loss"], event.metrics["val/loss"]) for event in epochs]
 
-    assert list_losses(run_local(make_trial(3), *sets, CLASSES, "cpu")) == list_losses(events)
-    assert list_losses(run_local(make_trial(3, seed=1), *sets, CLASSES, "cpu")) != list_losses(events)
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit_and_another_seed_others(events, sets):
+    assert list_losses(run(make_trial(3), sets)) == list_losses(events)
+    assert list_losses(run(make_trial(3, seed=1), sets)) != list_losses(events)
 
 
 def test_a_worker_killed_from_outside_is_a_trial_that_was_killed(sets):
     events = []
-    for event in run_local(make_trial(10_000), *sets, CLASSES, "cpu"):
+    for event in run(make_trial(10_000), sets):
         events.append(event)
         if isinstance(event, EpochDone) and event.epoch == 1:
             (worker,) = multiprocessing.active_children()
@@ -125,7 +144,7 @@ def test_a_worker_killed_from_outside_is_a_trial_that_was_killed(sets):
 
 
 def test_a_worker_that_dies_of_a_signal_is_a_crash_that_names_it(sets):
-    for event in run_local(make_trial(10_000), *sets, CLASSES, "cpu"):
+    for event in run(make_trial(10_000), sets):
         last = event
         if isinstance(event, Started):
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGSEGV)
@@ -134,7 +153,7 @@ def test_a_worker_that_dies_of_a_signal_is_a_crash_that_names_it(sets):
 
 def test_a_worker_that_raises_is_a_crash_with_its_last_line_and_its_log(sets):
     broken = dataclasses.replace(sets[0], mask_NSS=sets[0].mask_NSS[:, :16])
-    *_, last = run_local(make_trial(), broken, sets[1], CLASSES, "cpu")
+    *_, last = run(make_trial(), (broken, sets[1]))
     assert isinstance(last, Failed)
     assert last.kind == "crash"
     assert "bench/run.py" in last.log
@@ -144,15 +163,15 @@ def test_a_worker_that_raises_is_a_crash_with_its_last_line_and_its_log(sets):
 
 
 def test_a_learning_rate_that_overflows_is_named_with_its_step(sets):
-    *_, last = run_local(make_trial(20, lr=1e30), *sets, CLASSES, "cpu")
+    *_, last = run(make_trial(20, lr=1e30), sets)
     assert isinstance(last, Failed)
     assert last.kind == "nonfinite"
     assert "loss is " in last.reason
     assert "\n" not in last.reason
 
 
-def test_closing_the_iterator_ends_the_process(sets):
-    running = run_local(make_trial(10_000), *sets, CLASSES, "cpu")
+def test_closing_the_engine_ends_the_process(sets):
+    running = run(make_trial(10_000), sets)
     next(running)
     (worker,) = multiprocessing.active_children()
     running.close()
@@ -161,10 +180,130 @@ def test_closing_the_iterator_ends_the_process(sets):
         os.kill(worker.pid, 0)
 
 
+# --- from trial to trial -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_kept_for_the_next_trial_and_computes_the_same_in_it(sets, events):
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(make_trial(1, seed=7), CLASSES))
+        list(follow(engine))
+        (worker,) = multiprocessing.active_children()
+        engine.start(Task(make_trial(3), CLASSES))
+        assert list_losses(follow(engine)) == list_losses(events)
+        assert multiprocessing.active_children() == [worker]
+
+
+def test_a_worker_in_which_a_trial_failed_is_replaced(sets):
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(make_trial(1, lr=1e30), CLASSES))
+        running = follow(engine)
+        next(running)
+        (worker,) = multiprocessing.active_children()
+        assert isinstance(list(running)[-1], Failed)
+        engine.start(Task(make_trial(1), CLASSES))
+        assert isinstance(list(follow(engine))[-1], Finished)
+        assert multiprocessing.active_children() != [worker]
+
+
+def test_a_worker_killed_between_two_trials_costs_the_next_one_nothing(sets):
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(make_trial(1), CLASSES))
+        list(follow(engine))
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        engine.start(Task(make_trial(1), CLASSES))
+        assert isinstance(list(follow(engine))[-1], Finished)
+
+
+def test_jobs_are_at_work_at_the_same_time_and_share_the_threads(sets, events):
+    trials = [make_trial(3), make_trial(3, seed=1)]
+    happened = []
+    with closing(LocalEngine({32: sets}, "cpu", jobs=2)) as engine:
+        assert engine.num_free == 2
+        for trial in trials:
+            engine.start(Task(trial, CLASSES))
+        assert engine.num_free == 0
+        while engine.num_free < 2:
+            happened += engine.wait(60)
+    by_trial = {trial: [event for other, event in happened if other == trial] for trial in trials}
+    assert list_losses(by_trial[trials[0]]) == list_losses(events)
+    for some_events in by_trial.values():
+        assert some_events[0].environment["threads"] == "1"
+        assert isinstance(some_events[-1], Finished)
+
+
+# --- stops, checkpoints, silence -----------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_a_worker_ends_with_a_checkpoint_from_which_the_trial_goes_on_to_the_same_bit(sets):
+    """Asked in the middle of the second epoch of many; where it stops is the worker's own affair."""
+    trial = make_trial(40)
+    whole = list(run(trial, sets))
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(trial, CLASSES))
+        before = []
+        for event in follow(engine):
+            before.append(event)
+            if isinstance(event, EpochDone) and event.epoch == 2:
+                engine.stop()
+        *_, checkpoint, stopped = before
+        assert isinstance(checkpoint, Checkpoint)
+        assert (checkpoint.epoch, stopped) == (stopped.epoch, Stopped(stopped.epoch))
+        assert 2 <= stopped.epoch < 40, "over before it could be stopped"
+        engine.start(Task(trial, CLASSES, checkpoint.data))
+        after = list(follow(engine))
+    assert (after[0].epoch, after[0].step) == (checkpoint.epoch, checkpoint.step)
+    assert list_losses([*before, *after]) == list_losses(whole)
+    assert [event for event in after if isinstance(event, Weights)] == [e for e in whole if isinstance(e, Weights)]
+
+
+def test_a_checkpoint_is_made_after_every_epoch_or_at_the_interval_whichever_is_rarer(sets):
+    def list_checkpoints(seconds):
+        some_events = run(make_trial(4), sets, checkpoint_every_seconds=seconds)
+        return [event.epoch for event in some_events if isinstance(event, Checkpoint)]
+
+    assert list_checkpoints(0) == [1, 2, 3]
+    assert list_checkpoints(1000) == []
+
+
+def test_a_worker_that_says_nothing_for_too_long_is_ended_and_the_trial_timed_out(sets):
+    with closing(LocalEngine({32: sets}, "cpu", silence_seconds=0.5)) as engine:
+        engine.start(Task(make_trial(10_000), CLASSES))
+        while True:
+            for _, event in engine.wait(0.1):
+                if isinstance(event, EpochDone) and event.epoch == 1:
+                    (worker,) = multiprocessing.active_children()
+                    os.kill(worker.pid, signal.SIGSTOP)
+                if isinstance(event, Failed):
+                    assert event.kind == "timeout"
+                    assert not multiprocessing.active_children()
+                    return
+
+
+def test_a_worker_leaves_signals_to_the_driver(sets):
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    for event in run(make_trial(3), sets):
+        if isinstance(event, Started):
+            for signum in stops:
+                os.kill(multiprocessing.active_children()[0].pid, signum)
+    assert isinstance(event, Finished)
+
+
+def test_several_gpus_are_given_out_in_turn(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [_choose_place("auto", place) for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert _choose_place("cuda:1", 0) == "cuda:1"
+    assert _choose_place("cpu", 1) == "cpu"
+
+
+# --- out of memory -------------------------------------------------------------------------------------------------
+
+
 OUT_OF_MEMORY = """
 import resource
 import numpy as np
-from bench.run import execute
+from bench.run import StopRequest, Task, execute
 from bench.trial import Trial
 from catseg.dataset import PhotoSet
 from catseg.train import TrainConfig
@@ -177,7 +316,7 @@ photos = PhotoSet(tuple("abcd"), np.zeros((4, 512, 512, 3), np.uint8), mask_NSS,
 used_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used_bytes + 100 * 2**20,) * 2)
 trial = Trial(UNetConfig(16), TrainConfig(image_size=512, epochs=1, batch_size=4), ())
-*_, last = execute(trial, photos, photos, ("cat",), "cpu")
+*_, last = execute(Task(trial, ("cat",)), photos, photos, "cpu", StopRequest())
 print(last.kind, len(last.reason.splitlines()))
 """
 
@@ -190,19 +329,18 @@ def test_a_trial_that_asks_for_more_memory_than_there_is_runs_out_of_memory():
 
 
 ALL_CORES = """
-import os, sys
-from bench.engine import run_local
-from bench.trial import EpochDone, Trial
+import sys
+from bench.trial import Trial
 from catseg.dataset import DataConfig, load_data
 from catseg.train import TrainConfig
 from catseg.unet import UNetConfig
+from tests.bench.test_engine import list_losses, run
 
 if __name__ == "__main__":
-    trial = Trial(UNetConfig(8), TrainConfig(image_size=64, batch_size=4, epochs=2), ())
-    sets = load_data(DataConfig(train=sys.argv[1]), [64]).sets[64]
+    trial = Trial(UNetConfig(8), TrainConfig(image_size=32, batch_size=4, epochs=2), ())
+    sets = load_data(DataConfig(train=sys.argv[1]), [32]).sets[32]
     for _ in range(2):
-        epochs = [event for event in run_local(trial, *sets, ("cat",), "cpu") if isinstance(event, EpochDone)]
-        print([(epoch.metrics["train/loss"], epoch.metrics["val/loss"]) for epoch in epochs])
+        print(list_losses(run(trial, sets)))
 """
 
 

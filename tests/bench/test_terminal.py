@@ -23,20 +23,20 @@ def make_trial(lr=0.001, seed=0, epochs=2):
 def finish(trial, miou=0.5, seconds=10.0):
     costs = {"cost/train_seconds": seconds, "cost/photos_per_second": 123.4, "cost/peak_mib": 456.7}
     metrics = {"val/miou": miou, "val/miou_per_photo": miou - 0.1} | costs
-    return TrialResult("key", trial.name, trial.settings, "finished", metrics, 2, None, "", None, ENVIRONMENT)
+    return TrialResult("key", trial.name, trial.settings, "finished", metrics, 2, None, "", ENVIRONMENT)
 
 
 def fail(trial, reason="train/loss is nan at step 2"):
-    return TrialResult("key", trial.name, trial.settings, "failed", {}, None, "nonfinite", reason, None, {})
+    return TrialResult("key", trial.name, trial.settings, "failed", {}, None, "nonfinite", reason, {})
 
 
 def make_epoch(epoch, miou):
     return EpochDone(epoch, {"val/miou": miou, "val/loss": 0.5, "train/loss": 0.25}, 1.0, 1.0)
 
 
-def print_to_text(results, width=80, **options):
+def print_to_text(results, width=80):
     text = io.StringIO()
-    print_ranking(Console(file=text, width=width), results, num_seeds=1, **options)
+    print_ranking(Console(file=text, width=width), results)
     return text.getvalue()
 
 

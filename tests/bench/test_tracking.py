@@ -1,8 +1,7 @@
-"""MLflow's store: where it is, how it comes into being, what its own pages and a server of it show."""
+"""The journal in MLflow: all of it, nothing twice, whatever was cut on the way; and what MLflow's own pages show."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -10,89 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.tracking import Mirror, fetch_checkpoint, find_store_uri, format_ui_hint, make_ui_command
-from bench.trial import SETTINGS, TrialResult
+from bench.claim import take
+from bench.journal import read_history, read_settings
+from bench.store import make_ui_command
+from bench.tracking import Tracker, fetch_checkpoint
+from bench.trial import SETTINGS, Checkpoint
 from catseg.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def start_server(wait_until):
-    """Run MLflow's server or pages until the end of the test, from the moment it answers."""
-    processes = []
-
-    def start(command, port, **options):
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, start_new_session=True, **silent, **options)
-        processes.append(process)
-
-        def answers():
-            assert process.poll() is None, f"the server ended with {process.returncode}"
-            try:
-                return ask(port, "/health") == b"OK"
-            except OSError:
-                return False
-
-        wait_until(answers)
-        return process
-
-    yield start
-    for process in processes:
-        stop_server(process)
-
-
-def stop_server(process):
-    if process.poll() is None:
-        os.killpg(process.pid, 9)
-    process.wait()
-
-
-def ask(port, path, **content):
-    """Bytes of a GET, or of a POST of `content` as JSON."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
-    if content:
-        request.data = json.dumps(content).encode()
-        request.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return answer.read()
-
-
-def test_the_store_is_mlflows_own_default_unless_the_user_says_otherwise(workplace, monkeypatch):
-    assert find_store_uri() == f"sqlite:///{workplace / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
-    assert find_store_uri() == "http://tracking.example:5000"
-
-
-def test_the_hint_names_the_command_and_the_page_that_show_the_runs_as_charts(workplace, monkeypatch):
-    page = "/#/experiments/7/runs?compareRunsMode=CHART&workflowType=machine_learning"
-    assert format_ui_hint("7") == ["mlflow ui", f"http://127.0.0.1:5000{page}"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////data/other.db")
-    assert format_ui_hint("7")[0] == "mlflow ui --backend-store-uri sqlite:////data/other.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000/")
-    assert format_ui_hint("7") == [f"http://tracking.example:5000{page}"]
-
-
-def test_pages_are_not_served_where_there_is_nothing_or_a_server_already(workplace, monkeypatch):
-    with pytest.raises(InputError, match="nothing tracked here yet"):
-        make_ui_command(5000)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
-    with pytest.raises(InputError, match="is a server already"):
-        make_ui_command(5000)
-
-
-def test_what_the_user_has_set_for_mlflow_stands(tracked_workplace, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    _, environment = make_ui_command(5000)
-    assert environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_an_unknown_run_is_answered_with_one_line_and_makes_no_store(workplace):
@@ -109,25 +33,205 @@ def test_an_unknown_run_in_a_store_is_answered_with_one_line(tracked_workplace):
     assert caught.value.problems[0].isprintable()
 
 
-def test_a_store_that_is_no_database_is_a_problem_and_no_end(workplace):
-    (workplace / "mlflow.db").write_text("not a database\n" * 100)
-    mirror = Mirror("tiny", Path("grid.yaml"))
-    assert mirror.problem
-    assert mirror.problem.isprintable()
+# --- a journal brought over ----------------------------------------------------------------------------------------
+
+EXPERIMENT_FOLDER = Path("mlruns/journal/tiny")
 
 
-MAKE_A_MIRROR = """
+def list_trial_folders():
+    return sorted(path for path in EXPERIMENT_FOLDER.iterdir() if path.is_dir())
+
+
+def mirror_all():
+    """How many of the trials' runs were not yet as they should be."""
+    tracker = Tracker(EXPERIMENT_FOLDER)
+    return sum(tracker.mirror(folder) for folder in list_trial_folders())
+
+
+def describe_runs(folder, list_runs):
+    """All that MLflow holds of each run, as far as it does not change from one time to the next."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    descriptions = []
+    for run in list_runs(folder):
+        run_id = run.info.run_id
+        histories = {
+            name: [(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        }
+        # a picture is two files: of one that was cut between them the larger may be there twice, under other names
+        files = {
+            file.path.partition("+timestamp")[0] + Path(file.path).suffix
+            for place in ("", "checkpoints", "images")
+            for file in client.list_artifacts(run_id, place)
+        }
+        tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+        descriptions.append((run.info.status, run.info.end_time, run.data.params, tags, histories, files))
+    return descriptions
+
+
+def test_what_was_sent_once_is_not_sent_again(finished_copy, list_runs):
+    assert mirror_all() == 3
+    before = describe_runs(finished_copy, list_runs)
+    assert [run[0] for run in before] == ["FAILED", "FINISHED", "FINISHED"]
+    assert mirror_all() == 0
+    assert describe_runs(finished_copy, list_runs) == before
+
+
+def test_epochs_and_ends_have_the_times_at_which_they_were(finished_copy, list_runs):
+    mirror_all()
+    histories = [read_history(folder) for folder in list_trial_folders()]
+    assert {run.info.start_time for run in list_runs(finished_copy)} == {history.begun_ms for history in histories}
+    assert {run.info.end_time for run in list_runs(finished_copy)} == {history.ended_ms for history in histories}
+
+
+CALLS = ("create_run", "log_batch", "log_image", "log_artifact", "set_terminated", "search_runs", "get_metric_history")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granted", [True, False], ids=["granted but not answered", "not granted"])
+def test_a_request_that_fails_is_made_up_for_later_and_nothing_stands_twice(
+    finished_copy, list_runs, monkeypatch, granted
+):
+    """The n-th request to MLflow fails, for n = 1, 2, 3, ... until there are no more; then all is sent again."""
+    from mlflow import MlflowClient
+
+    best = next(folder for folder in list_trial_folders() if "0.03" in folder.name)
+    failed = next(folder for folder in list_trial_folders() if "1e+30" in folder.name)
+    Tracker(EXPERIMENT_FOLDER).mirror(best)
+    Tracker(EXPERIMENT_FOLDER).mirror(failed)
+    expected = describe_runs(finished_copy, list_runs)
+    num_calls, fatal = 0, 0
+
+    def wrap(original):
+        def call(*arguments, **options):
+            nonlocal num_calls
+            num_calls += 1
+            own_number = num_calls
+            if own_number == fatal and not granted:
+                raise ConnectionResetError("refused")
+            answer = original(*arguments, **options)
+            if own_number == fatal:
+                raise ConnectionResetError("no answer")
+            return answer
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(MlflowClient, name, wrap(getattr(MlflowClient, name)))
+    for number in range(1, 100):
+        fatal = -1
+        client = MlflowClient(tracking_uri=f"sqlite:///{finished_copy / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+        client.rename_experiment(experiment.experiment_id, f"tiny {number}")
+        num_calls, fatal = 0, number
+        try:
+            tracker = Tracker(EXPERIMENT_FOLDER)
+            for folder in (best, failed):
+                tracker.mirror(folder)
+        except ConnectionResetError:
+            fatal = -1
+            tracker = Tracker(EXPERIMENT_FOLDER)
+            for folder in (best, failed):
+                tracker.mirror(folder)
+        else:
+            break
+        assert describe_runs(finished_copy, list_runs) == expected, f"request {number}"
+    assert 15 < number < 100
+
+
+def test_a_run_that_was_made_twice_is_kept_once(finished_copy, list_runs):
+    """As after a request that was given up and granted all the same, while it was made again."""
+    from mlflow import MlflowClient
+
+    mirror_all()
+    before = describe_runs(finished_copy, list_runs)
+    twin = list_runs(finished_copy)[0]
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished_copy / 'mlflow.db'}")
+    client.create_run(twin.info.experiment_id, tags={"execution": twin.data.tags["execution"]})
+    assert mirror_all() == 0
+    assert describe_runs(finished_copy, list_runs) == before
+
+
+def test_what_somebody_deleted_in_mlflow_stays_deleted(finished_copy, list_runs):
+    from mlflow import MlflowClient
+
+    mirror_all()
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished_copy / 'mlflow.db'}")
+    client.delete_run(list_runs(finished_copy)[0].info.run_id)
+    assert mirror_all() == 0
+    assert len(list_runs(finished_copy)) == 2
+
+
+def test_runs_that_nobody_is_at_work_on_get_their_true_status_and_other_peoples_none(finished_copy, list_runs):
+    from mlflow import MlflowClient
+
+    mirror_all()
+    run = list_runs(finished_copy)[0]
+    client, tags = MlflowClient(tracking_uri=f"sqlite:///{finished_copy / 'mlflow.db'}"), run.data.tags
+    client.create_run(run.info.experiment_id, tags=tags | {"execution": "whose folder is no more"})
+    client.create_run(run.info.experiment_id, tags=tags | {"execution": "x", "journal": "another machine:/home/tom"})
+    Tracker(EXPERIMENT_FOLDER).close_orphans(list_trial_folders())
+    statuses = [run.info.status for run in list_runs(finished_copy)]
+    assert statuses == ["FAILED", "FINISHED", "FINISHED", "KILLED", "RUNNING"]
+
+
+def test_of_a_trial_at_work_the_epochs_are_sent_that_no_kill_takes_back(finished_copy, list_runs):
+    """The finished trial, as if it were in its fourth epoch, with a checkpoint after the second."""
+    folder = next(folder for folder in list_trial_folders() if "0.03" in folder.name)
+    (folder / "result.json").unlink()
+    lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "events.jsonl").write_bytes(b"".join(lines[:5]))  # started, epoch 1, its overlays, epochs 2 and 3
+
+    def ask_mlflow():
+        Tracker(EXPERIMENT_FOLDER).mirror(folder)
+        return [(run.info.status, run.data.metrics.get("val/miou")) for run in list_runs(finished_copy)]
+
+    assert ask_mlflow() == []  # killed, and nothing of it counts
+    settings = read_settings(folder)
+    claim = take(EXPERIMENT_FOLDER, None, settings["key"])
+    assert ask_mlflow() == [("RUNNING", None)]
+    claim.write_event(Checkpoint(2, 0, 0.1, b"state"))
+    second, third = (line["metrics"]["val/miou"] for line in read_history(folder).epochs[1:])
+    assert second != third
+    assert ask_mlflow() == [("RUNNING", second)]
+    claim.release()
+    assert ask_mlflow() == [("KILLED", second)]
+    claim = take(EXPERIMENT_FOLDER, None, settings["key"])
+    claim.write_event(Checkpoint(3, 0, 0.1, b"state"))
+    assert ask_mlflow() == [("RUNNING", third)]
+    claim.release()
+
+
+def test_the_reasons_of_a_failure_go_when_it_was_tried_again_and_finished(finished_copy, list_runs):
+    folder = next(folder for folder in list_trial_folders() if "0.03" in folder.name)
+    finished = (folder / "result.json").read_text()
+    failed = json.loads(finished) | {"status": "failed", "failure": "killed", "reason": "from outside", "metrics": {}}
+    (folder / "result.json").write_text(json.dumps(failed))
+    Tracker(EXPERIMENT_FOLDER).mirror(folder)
+    (run,) = list_runs(finished_copy)
+    assert (run.info.status, run.data.tags["failure_kind"]) == ("FAILED", "killed")
+    (folder / "result.json").write_text(finished)
+    Tracker(EXPERIMENT_FOLDER).mirror(folder)
+    (run,) = list_runs(finished_copy)
+    assert (run.info.status, "failure_kind" in run.data.tags) == ("FINISHED", False)
+    assert run.data.metrics["val/best_miou"] > 0
+
+
+# --- a store made, and pages of it ---------------------------------------------------------------------------------
+
+MAKE_A_TRACKER = """
 import sys
 from pathlib import Path
-from bench.tracking import Mirror
+from bench.tracking import Tracker
 
-mirror = Mirror(sys.argv[1], Path("grid.yaml"))
-print(mirror.problem, mirror.experiment_id)
+print(Tracker(Path(sys.argv[1])).experiment_id)
 """
 
 
 def start_racer(folder, name):
-    command = [sys.executable, "-c", MAKE_A_MIRROR, name]
+    command = [sys.executable, "-c", MAKE_A_TRACKER, name]
     paths = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command,
@@ -151,11 +255,12 @@ def test_a_store_is_made_whole_or_not_at_all_though_one_maker_is_killed_and_thre
     racers = [start_racer(tmp_path, name) for name in ("one", "two", "three")]
     answers = [racer.communicate() for racer in racers]
     assert sorted(out.split() for out, _ in answers) == [["1"], ["2"], ["3"]], answers
+    assert not list(tmp_path.glob(".mlflow-*"))
     assert [list_runs(tmp_path, name) for name in ("one", "two", "three")] == [[], [], []]
 
 
 @pytest.mark.slow
-def test_mlflows_own_pages_in_the_folder_show_the_runs(finished, free_port, start_server, monkeypatch):
+def test_mlflows_own_pages_in_the_folder_show_the_runs(finished, free_port, start_server, ask, monkeypatch):
     monkeypatch.chdir(finished)
     command, environment = make_ui_command(free_port)
     start_server(command, free_port, env=environment)
@@ -173,43 +278,3 @@ def test_mlflows_own_pages_in_the_folder_show_the_runs(finished, free_port, star
         b"\x89PNG"
     )
     assert b"<html" in ask(free_port, "/")
-
-
-@pytest.mark.slow
-def test_a_server_holds_the_runs_and_its_death_costs_the_mirror_and_not_the_grid(
-    workplace, write_grid, bench, template_store, list_runs, free_port, start_server, monkeypatch
-):
-    far = workplace / "far away"
-    far.mkdir()
-    (far / "mlflow.db").write_bytes(template_store.read_bytes())
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(free_port),
-        "--workers",
-        "1",
-    ]
-    server = start_server([*command, "--backend-store-uri", "sqlite:///mlflow.db"], free_port, cwd=far, env=environment)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
-
-    first = bench("run", "--grid", write_grid(), "--only", "loss=dice")
-    assert (first.exit_code, f"http://127.0.0.1:{free_port}/#/experiments/" in first.stdout) == (0, True)
-    (run,) = list_runs(far)
-    assert run.info.status == "FINISHED"
-    bench("predict", run.info.run_id, "photos/cat0.png", "--out", "out")
-    assert (workplace / "out/cat0.png").is_file()
-
-    show = "bench.terminal.ProgressView.show"
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(show, lambda self, trial, event: stop_server(server))  # at the second trial's first event
-    second = bench("run", "--grid", "grid.yaml")
-    assert (second.exit_code, "MLflow could not be reached" in second.stdout) == (0, True)
-    assert not (workplace / "mlflow.db").exists()
-    results = [json.loads(path.read_text()) for path in workplace.glob("mlruns/journal/tiny/*/result.json")]
-    assert [TrialResult(**result).status for result in results] == ["finished", "finished"]

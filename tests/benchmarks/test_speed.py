@@ -20,9 +20,9 @@ from catseg.device import (
     read_clock,
     reset_peak_memory,
 )
+from catseg.inference import to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
-from catseg.train import to_input
 from catseg.unet import UNetConfig, compute_forward_gflop, make_unet
 
 BATCH, ROUNDS, WARMUP_ROUNDS = 8, 10, 3

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all, whatever happens in between."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from catseg.errors import InputError
-from catseg.files import new_folder, save_bytes
+from catseg.files import append_bytes, new_folder, remove_leftovers, save_bytes
 
 ROOT = Path(__file__).parent.parent.parent
 FILL_AND_WAIT = """
@@ -50,14 +51,112 @@ def test_failed_saving_leaves_no_temporary_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_saving_leaves_the_old_file_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+@pytest.fixture
+def fail(monkeypatch):
+    """fail(call): from now on this call of the system's finds the disk full; `os.write` after half of its bytes."""
+    write = os.write
+
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_half(descriptor: int, data: memoryview) -> int:
+        if len(data) > 1:
+            return write(descriptor, data[: len(data) // 2])
+        return refuse()
+
+    def break_call(call: str) -> None:
+        monkeypatch.setattr(os, call, write_half if call == "write" else refuse)
+
+    return break_call
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_failed_saving_leaves_what_was_there_and_nothing_else(tmp_path, fail, call, old):
+    path = tmp_path / "a.bin"
+    if old is not None:
+        save_bytes(old, path)
+    fail(call)
+    with pytest.raises(OSError, match="No space left"):
+        save_bytes(b"new and longer", path)
+    assert [(found, found.read_bytes()) for found in tmp_path.iterdir()] == ([(path, old)] if old else [])
+
+
+@pytest.fixture
+def write_slowly(monkeypatch):
+    """The system writes at most three bytes at once."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+
+
+@pytest.mark.usefixtures("write_slowly")
+@pytest.mark.parametrize("call", [save_bytes, append_bytes])
+def test_short_write_is_continued(tmp_path, call):
+    path = tmp_path / "a.bin"
+    call(b"0123456789", path)
+    assert path.read_bytes() == b"0123456789"
+
+
+def test_appending_creates_the_file_and_adds_to_its_end(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for data in (b"one\n", b"", b"two\n"):
+        append_bytes(data, path)
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("old", [b"one\n", b""])
+def test_what_failed_appending_left_is_cut_off_again(tmp_path, fail, monkeypatch, call, old):
+    path = tmp_path / "a.jsonl"
+    append_bytes(old, path)
+    fail(call)
+    with pytest.raises(OSError, match="No space left"):
+        append_bytes(b"and much more\n", path)
+    assert path.read_bytes() == old
+    monkeypatch.undo()
+    append_bytes(b"two\n", path)
+    assert path.read_bytes() == old + b"two\n"
+
+
+def test_appending_where_nothing_may_be_opened_changes_nothing(tmp_path, fail):
+    path = tmp_path / "a.jsonl"
+    fail("open")
+    with pytest.raises(OSError, match="No space left"):
+        append_bytes(b"one\n", path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_leftovers_of_saving_are_removed(tmp_path):
+    kept = {"a.bin", "a.tmp", ".a", ".tmp", ".a.tmp.bin", ".a.temp", "below/.a.tmp"}
+    (tmp_path / "below").mkdir()
+    for name in kept | {".a.tmp", ".a.bin.123.tmp", ".events.jsonl.4.tmp"}:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert set(list_names(tmp_path)) == kept | {"below"}
+
+
+def test_leftover_of_a_killed_process_is_removed(tmp_path):
+    """Killed between writing and renaming: the old file is whole, and beside it lies the new one."""
     path = tmp_path / "a.bin"
     save_bytes(b"old", path)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save_bytes(b"new", path)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from catseg.files import save_bytes\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "save_bytes(b'new', pathlib.Path(sys.argv[1]))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list_names(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert list_names(tmp_path) == ["a.bin"] and path.read_bytes() == b"old"
+
+
+def test_no_leftovers_no_folder_no_harm(tmp_path):
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "gone")
+    assert list_names(tmp_path) == []
 
 
 def fill(path: Path, *names: str) -> None:

@@ -208,14 +208,14 @@ def test_tutorials_photos_are_predicted_at_their_own_size(tmp_path, real_data):
 
 def test_prediction_agrees_with_what_validation_counts(tmp_path, write_voc_folder):
     """The same network and photo, scored in training and predicted from the file: the same pixels."""
-    from catseg.train import TrainConfig, evaluate
+    from catseg.inference import evaluate
 
     folder, model = write_voc_folder(tmp_path / "voc", num=1), make_brightness_model()
     model.config = CARD.unet
     photos = load_photo_set(str(folder), CARD.classes, CARD.image_size)
     with torch.no_grad():
         model.bias.fill_(-30 * photos.photo_NSS3.mean() / 255)
-    _, counts = evaluate(model, photos, TrainConfig(image_size=CARD.image_size), CPU)
+    _, counts = evaluate(model, photos, "dice", 1, "auto", CPU)
     labels = predict(model, CARD, read_photo(folder / "JPEGImages" / "cat-0.jpg"), CPU)
     true = photos.native_masks[0] == 1
     hits, predicted = np.count_nonzero(true & (labels == 1)), np.count_nonzero(labels)

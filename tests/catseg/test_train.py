@@ -2,46 +2,20 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from catseg.dataset import PhotoSet, read_pairs
-from catseg.folder import Pair
+from catseg.dataset import PhotoSet
+from catseg.inference import to_input
 from catseg.losses import LOSSES, compute_loss
-from catseg.metrics import compute_metrics, count_pixels
-from catseg.photo import VOID, fit_mask, fit_photo
-from catseg.train import (
-    SCHEDULES,
-    Epoch,
-    NonFiniteError,
-    TrainConfig,
-    evaluate,
-    place,
-    predict_fitted,
-    restore_labels,
-    to_input,
-    train,
-)
+from catseg.metrics import compute_metrics
+from catseg.train import SCHEDULES, Epoch, NonFiniteError, Step, TrainConfig, advance, make_training, train
 from catseg.unet import UNet, UNetConfig, make_unet
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(image_size=32, epochs=2, batch_size=4, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def make_set(draw_cat):
-    """make_set(num, image_size): drawn cats of 64 x 48 as training has them."""
-
-    def make(num: int = 6, image_size: int = 32) -> PhotoSet:
-        pairs = [Pair(f"cat-{index}", partial(draw_cat, index)) for index in range(num)]
-        return read_pairs(pairs, [image_size])[image_size]
-
-    return make
 
 
 def run(photos: PhotoSet, init_features: int = 2, val: PhotoSet | None = None, **settings) -> list[Epoch]:
@@ -149,107 +123,6 @@ def test_train_loss_is_the_mean_over_photos_and_not_over_batches(make_set):
     assert min(abs(epoch.train_loss - mean) for mean in possible) < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_validation_does_not_depend_on_the_batch_size(make_set, precision):
-    photos, model = make_set(7), make_unet(UNetConfig(4), seed=0)
-    list(train(model, photos, photos, dataclasses.replace(TINY, lr=0.01, epochs=4), CPU))
-    results = [
-        evaluate(model, photos, dataclasses.replace(TINY, batch_size=batch_size, precision=precision), CPU)
-        for batch_size in (1, 2, 3, 7, 50)
-    ]
-    assert results[0][1].sum() > 0
-    for loss, counts in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-3 if precision == "auto" else 1e-5)
-        np.testing.assert_array_equal(counts, results[0][1])
-
-
-def make_brightness_model() -> torch.nn.Module:
-    """Calls bright pixels cats and dark ones background: what it predicts is known."""
-    model = torch.nn.Conv2d(3, 1, 1)
-    with torch.no_grad():
-        model.weight.fill_(10.0)
-        model.bias.fill_(-15.0)
-    model.config = UNetConfig(1)
-    return model
-
-
-def make_bright_set(sizes: list[tuple[int, int]], image_size: int) -> PhotoSet:
-    """Photos of any sizes, white where their masks have a cat: the lower right quarter."""
-    pairs = []
-    for height, width in sizes:
-        mask = np.zeros((height, width), np.uint8)
-        mask[height // 2 :, width // 2 :] = 1
-        photo = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
-        pairs.append(Pair(f"{height} x {width}", lambda photo=photo, mask=mask: (photo, mask)))
-    return read_pairs(pairs, [image_size])[image_size]
-
-
-def test_validation_counts_at_the_size_of_each_photo():
-    sizes = [(64, 64), (64, 48), (33, 64), (64, 1)]
-    photos = make_bright_set(sizes, 64)  # fitted without scaling: every pixel must agree
-    _, counts = evaluate(make_brightness_model(), photos, dataclasses.replace(TINY, image_size=64), CPU)
-    expected = [[[np.count_nonzero(mask), 0, 0]] for mask in photos.native_masks]
-    assert counts.dtype == np.int64
-    np.testing.assert_array_equal(counts, expected)
-
-
-@given(st.integers(20, 150), st.integers(20, 150), st.sampled_from([32, 64, 96]))
-def test_logits_go_back_to_where_the_photo_was(height, width, image_size):
-    """Scaled to any square and back, the cat lies where it lay, up to the width of the scaled-down pixels."""
-    photos = make_bright_set([(height, width)], image_size)
-    _, counts = evaluate(make_brightness_model(), photos, dataclasses.replace(TINY, image_size=image_size), CPU)
-    hits, false_alarms, misses = counts[0, 0]
-    pixel = max(1.0, max(height, width) / image_size)  # of the scaled photo, in pixels of the photo
-    assert false_alarms + misses <= pixel * (height + width) / 2 + 4
-    assert hits > false_alarms + misses
-
-
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([32, 64]), st.integers(1, 3))
-def test_restored_labels_have_the_photos_size_and_no_new_class(height, width, image_size, num_classes):
-    logits = torch.randn(num_classes, image_size, image_size, generator=torch.Generator().manual_seed(height))
-    labels = restore_labels(logits, height, width)
-    assert labels.shape == (height, width) and labels.dtype == torch.uint8
-    assert labels.max() <= num_classes
-
-
-@given(st.integers(1, 32), st.integers(1, 32))
-def test_what_lies_beyond_the_photo_is_not_scaled_into_it(height, width):
-    """Logits beyond the photo are high, on it they are low: nothing of them may be seen."""
-    fitted = torch.tensor(fit_mask(np.zeros((height, width), np.uint8), 32))
-    logits = torch.where(fitted == VOID, 100.0, -1.0).unsqueeze(0)
-    assert restore_labels(logits, height, width).max() == 0
-
-
-def test_validation_ignores_void_pixels():
-    photo, mask = np.full((32, 32, 3), 255, np.uint8), np.ones((32, 32), np.uint8)
-    mask[:8] = VOID
-    photos = read_pairs([Pair("a", lambda: (photo, mask))], [32])[32]
-    _, counts = evaluate(make_brightness_model(), photos, TINY, CPU)
-    assert counts.tolist() == [[[24 * 32, 0, 0]]]
-
-
-def test_validation_loss_is_that_of_all_photos_together(make_set):
-    photos, model = make_set(5), make_unet(UNetConfig(2), seed=0).eval()
-    loss, counts = evaluate(model, photos, dataclasses.replace(TINY, batch_size=2), CPU)
-    with torch.inference_mode():
-        logits = model(to_input(torch.tensor(photos.photo_NSS3), CPU))
-        together = compute_loss(TINY.loss, logits, torch.tensor(photos.mask_NSS))
-    assert loss == pytest.approx(together.item(), rel=1e-5)
-    labels = [restore_labels(logits_KSS, 48, 64) for logits_KSS in logits]
-    expected = [
-        count_pixels(label, torch.tensor(mask), 1).tolist()
-        for label, mask in zip(labels, photos.native_masks, strict=True)
-    ]
-    assert counts.tolist() == expected
-
-
-def test_validation_changes_no_weight_and_no_statistic(make_set):
-    model = make_unet(UNetConfig(2), seed=0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, make_set(), TINY, CPU)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
 def test_training_goes_on_in_training_mode_after_a_validation(make_set):
     photos, model, means = make_set(), make_unet(UNetConfig(2), seed=0), []
     for _ in train(model, photos, photos, dataclasses.replace(TINY, epochs=3), CPU):
@@ -268,6 +141,43 @@ def test_epochs_come_one_by_one(make_set):
     assert next(epochs).number == 2
     assert not torch.equal(model.head.weight, after_first)
     epochs.close()
+
+
+def test_every_batch_gives_a_sign_of_life(make_set):
+    """Five photos to train on and three to validate on, in batches of two: 3 steps and 2, then the epoch."""
+    training = make_training(make_unet(UNetConfig(2), 0), dataclasses.replace(TINY, batch_size=2), 5, CPU)
+    events = list(advance(training, make_set(5), make_set(3)))
+    assert [type(event) for event in events] == 2 * [*5 * [Step], Epoch]
+
+
+def test_best_epoch_is_the_first_of_the_highest_miou_with_its_weights(make_set):
+    """After the fourth of six epochs the network is made blind: it finds no cat any more."""
+    photos = make_set(4)
+    config = dataclasses.replace(TINY, epochs=6, lr=0.01, batch_size=2, schedule="constant")
+    training = make_training(make_unet(UNetConfig(8), 0), config, 4, CPU)
+    mious, weights = [], []
+    for event in advance(training, photos, photos):
+        if isinstance(event, Epoch):
+            mious.append(compute_metrics(event.val_counts_NK3)["miou"])
+            weights.append({name: tensor.clone() for name, tensor in training.model.state_dict().items()})
+            if event.number == 4:
+                training.model.head.bias.data.fill_(-100.0)
+    best = int(np.argmax(mious))
+    assert training.best.miou == mious[best] > max(mious[0], mious[-1])
+    assert training.best.epoch.number == best + 1
+    assert all(torch.equal(tensor, weights[best][name]) for name, tensor in training.best.weights.items())
+
+
+def test_epochs_of_equal_miou_leave_the_first_the_best(make_set):
+    photos = make_set(4)
+    config = dataclasses.replace(TINY, epochs=3, lr=1e-20, optimizer="adam", schedule="constant")
+    training = make_training(make_unet(UNetConfig(2), 0), config, 4, CPU)
+    for module in training.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # statistics stay, too: every epoch predicts the same
+    epochs = [event for event in advance(training, photos, photos) if isinstance(event, Epoch)]
+    assert len({compute_metrics(epoch.val_counts_NK3)["miou"] for epoch in epochs}) == 1
+    assert training.best.epoch.number == 1
 
 
 def test_epoch_says_how_long_it_took_and_how_fast_that_was(make_set):
@@ -351,32 +261,6 @@ def test_weight_decay_is_adamws_and_not_adams(make_set):
     }
     assert losses["adam", 0.0] == losses["adam", 0.9]
     assert losses["adamw", 0.0] != losses["adamw", 0.9]
-
-
-def test_input_is_between_zero_and_one_and_channels_come_first():
-    photo_BSS3 = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
-    photo_BSS3[1, 2, 3] = torch.tensor([255, 51, 0])
-    photo_B3SS = to_input(photo_BSS3, CPU)
-    assert photo_B3SS.shape == (2, 3, 4, 4) and photo_B3SS.dtype == torch.float32
-    np.testing.assert_allclose(photo_B3SS[1, :, 2, 3], [1, 0.2, 0])
-    assert photo_B3SS.sum() == pytest.approx(1.2)
-    assert photo_B3SS.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_photos_are_placed_as_bytes(make_set):
-    photos = make_set(3)
-    photo_NSS3, mask_NSS = place(photos, CPU)
-    assert photo_NSS3.dtype == mask_NSS.dtype == torch.uint8
-    np.testing.assert_array_equal(photo_NSS3, photos.photo_NSS3)
-    np.testing.assert_array_equal(mask_NSS, photos.mask_NSS)
-
-
-def test_one_fitted_photo_is_predicted_at_the_size_asked_for():
-    photo = np.zeros((40, 64, 3), np.uint8)
-    photo[:, 32:] = 255
-    labels = predict_fitted(make_brightness_model(), fit_photo(photo, 64), (40, 64), "float32", CPU)
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, photo[..., 0] // 255)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""MLflow kept up to date beside the training, by a process that may be slow, stuck or dead without anyone waiting.
+
+In:  the journal, and which folders of it have changed.   Out: what bench/tracking.py sends; how far it got.
+Knows nothing of what is in a run.
+
+Only one process at a time mirrors an experiment: a lock in its folder sees to that.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bench.claim import hold
+from bench.journal import list_folders, list_superseded
+from bench.processes import start_process
+from bench.tracking import Tracker
+
+LOCK = "mirror.lock"
+NICENESS = 10  # beside training on every core; more, and MLflow's import alone would take minutes
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 2.0, 60.0  # between two tries to reach a store that did not answer
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the mirror is."""
+
+    num_left: int  # folders to bring up to date
+    is_waiting: bool  # for news, or before it tries again
+    problem: str = ""  # why it could not go on, when it last tried
+    experiment_id: str = ""  # MLflow's; "" until it is known
+
+
+class Mirror:
+    """The driver's end. No call waits for MLflow but `drain`, and that not for ever."""
+
+    def __init__(self, experiment_folder: Path) -> None:
+        self._process, self._connection = start_process("mirror", _serve, experiment_folder)
+        self._changed: set[Path] = set()
+        self._heard = time.monotonic()
+        self.status = Status(num_left=1, is_waiting=False)  # it begins with what earlier sessions left
+
+    @property
+    def num_left(self) -> int:
+        """How many folders MLflow may not know in full."""
+        return self.status.num_left + len(self._changed)
+
+    def notify(self, folder: Path) -> None:
+        """Something has changed in a trial's folder."""
+        self._changed.add(folder)
+        self.pump()
+
+    def pump(self) -> None:
+        """Hear what it says, and tell it what changed if it listens."""
+        try:
+            while self._connection.poll():
+                self.status = self._connection.recv()
+                self._heard = time.monotonic()
+            if self._changed and self.status.is_waiting:
+                self._send(self._changed)
+                self._changed = set()
+        except (EOFError, OSError):
+            self.status = Status(len(self._changed), is_waiting=True, problem="the process that sends to it died")
+
+    def drain(self, patience_seconds: float) -> Iterator[int]:
+        """Wait until MLflow has everything, it cannot be reached, or nothing was heard for so long.
+
+        Yields how many folders are left, several times a second.
+        """
+        self._heard = time.monotonic()
+        self.pump()
+        if self.status.problem and self._process.is_alive() and self.status.is_waiting:
+            with suppress(OSError):
+                self._send(set())  # do not sit out the pause: try once more now
+        while self._process.is_alive():
+            self._connection.poll(0.1)
+            self.pump()
+            if self.status.is_waiting and (self.status.problem or not self.status.num_left) and not self._changed:
+                return
+            if time.monotonic() - self._heard > patience_seconds:
+                problem = self.status.problem or f"no answer for {patience_seconds:.0f} s"
+                self.status = Status(self.status.num_left, True, problem, self.status.experiment_id)
+                return
+            yield self.status.num_left
+
+    def close(self) -> None:
+        """End it at once; what it did not send is sent by the next session or by `bench sync`."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def _send(self, folders: set[Path]) -> None:
+        self._connection.send(folders)
+        self.status = Status(self.status.num_left + len(folders), False, "", self.status.experiment_id)
+
+
+def list_all_folders(experiment_folder: Path) -> list[Path]:
+    """Every execution of an experiment, what was done anew since included."""
+    return [*list_superseded(experiment_folder), *list_folders(experiment_folder).values()]
+
+
+class _DriverGone(Exception):
+    """There is nobody left to tell."""
+
+
+def _serve(link: Connection, experiment_folder: Path) -> None:
+    """The mirror's whole life. Outliving its driver, it says last what became of the runs that were open."""
+    os.nice(NICENESS)
+    try:
+        _follow(link, experiment_folder)
+    except _DriverGone:
+        with hold(experiment_folder / LOCK):
+            tracker = Tracker(experiment_folder)
+            for folder in list_all_folders(experiment_folder):
+                tracker.mirror(folder)
+
+
+def _follow(link: Connection, experiment_folder: Path) -> None:
+    """Bring up to date what changed; on trouble wait, and try again."""
+    left = dict.fromkeys(list_all_folders(experiment_folder))  # in order, each once
+    tracker: Tracker | None = None
+    pause, problem, experiment_id = 0.0, "", ""
+    while True:
+        try:
+            with hold(experiment_folder / LOCK):
+                if tracker is None:
+                    tracker = Tracker(experiment_folder)
+                    tracker.close_orphans(list_all_folders(experiment_folder))
+                experiment_id = tracker.experiment_id
+                for folder in list(left):
+                    tracker.mirror(folder)
+                    del left[folder]
+                    _tell(link, Status(len(left), False, "", experiment_id))
+            pause, problem = 0.0, ""
+        except _DriverGone:
+            raise
+        except Exception as error:  # whatever a store, a server or a disk may raise
+            tracker = None  # what was granted of the last request only MLflow knows
+            pause = min(MAX_PAUSE_SECONDS, max(MIN_PAUSE_SECONDS, 2 * pause))
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        _tell(link, Status(len(left), True, problem, experiment_id))
+        if link.poll(pause if left else None):
+            try:
+                left |= dict.fromkeys(sorted(link.recv()))
+            except (EOFError, OSError):
+                raise _DriverGone from None
+
+
+def _tell(link: Connection, status: Status) -> None:
+    try:
+        link.send(status)
+    except OSError:
+        raise _DriverGone from None

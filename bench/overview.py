@@ -1,0 +1,114 @@
+"""What the journal knows, shown without running anything: `bench plan`, `bench compare`, `bench sync`.
+
+In:  the flags of a command.   Out: lines on the terminal.
+Knows nothing of how trials are run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import journal
+from bench.claim import hold
+from bench.grid import load_experiment
+from bench.mirror import LOCK, list_all_folders
+from bench.plan import Plan, estimate_seconds, make_plan
+from bench.store import find_store_uri
+from bench.terminal import format_plan, format_seconds, print_ranking, warn_of_leaks
+from bench.tracking import Tracker
+from bench.trial import Trial, TrialResult
+from catseg.dataset import load_data
+from catseg.device import choose_device
+from catseg.errors import InputError
+
+
+def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, device_name: str) -> None:
+    """What is done, what is left and from where, and about how long it will take."""
+    console = Console(soft_wrap=True, highlight=False)
+    choose_device(device_name)
+    experiment = load_experiment(grid, folders, only)
+    with console.status("reading photos"):
+        data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+    plan = make_plan(experiment, data, journal.ROOT / experiment.name)
+    # one call: a line at a time, ten thousand take seconds
+    console.out("\n".join(_describe(trial, plan) for trial in experiment.trials), highlight=False)
+    console.print(format_plan(experiment, data, plan), markup=False)
+    warn_of_leaks(console, data.leaks)
+    if plan.pending:
+        seconds = estimate_seconds(plan, data, device_name)
+        console.print(
+            f"About {format_seconds(seconds)} left on this machine, one after another, good to a factor of two."
+        )
+
+
+def _describe(trial: Trial, plan: Plan) -> str:
+    """One line: what has become of a trial."""
+    result = plan.results.get(trial)
+    if result is not None:
+        outcome = f"val/miou {result.metrics['val/miou']:.3f}" if result.status == "finished" else f"{result.failure}"
+        return f"{'done' if result.status == 'finished' else 'failed':9s} {trial.name}  {outcome}"
+    if trial in plan.skipped:
+        return f"skipped   {trial.name}  needs more memory than {plan.skipped[trial].name}, which ran out of it"
+    epochs = plan.resumable.get(trial)
+    kept = f"  epoch {epochs} of {trial.train.epochs} is kept" if epochs else ""
+    state = "running" if trial in plan.running else "resumable" if epochs else "to do"
+    return f"{state:9s} {trial.name}{kept}"
+
+
+def compare(name: str | None) -> None:
+    """Rank all that an experiment has finished on its latest data, whatever grid file it stood in."""
+    console = Console(soft_wrap=True, highlight=False)
+    folder = _choose_experiment(name)
+    results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
+    if not results:
+        raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
+    latest = _find_latest_data(folder, results)
+    shown = [result for result in results if result.data_fingerprint == latest]
+    console.print(f"{folder.name}: {len(shown)} trials on data {latest}", markup=False)
+    if len(shown) < len(results):
+        console.print(f"{len(results) - len(shown)} on other data are left out: their scores do not compare.")
+    print_ranking(console, shown)
+
+
+def _choose_experiment(name: str | None) -> Path:
+    there = journal.list_experiments()
+    names = ", ".join(folder.name for folder in there)
+    if not there:
+        raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
+    if name is None and len(there) > 1:
+        raise InputError(f"{journal.ROOT}: several experiments; name one of {names}")
+    chosen = [folder for folder in there if name in (None, folder.name)]
+    if not chosen:
+        raise InputError(f"{name}: no such experiment here; there are {names}")
+    return chosen[0]
+
+
+def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
+    """The data of the result that was committed last."""
+    folders = journal.list_folders(folder)
+    return max(results, key=lambda result: (folders[result.key] / "result.json").stat().st_mtime_ns).data_fingerprint
+
+
+def sync() -> None:
+    """Bring MLflow up to what the journals say: what is missing is sent, nothing twice, every status made true."""
+    console = Console(soft_wrap=True, highlight=False)
+    experiments = journal.list_experiments()
+    if not experiments:
+        raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
+    for folder in experiments:
+        folders = list_all_folders(folder)
+        try:
+            with console.status(f"{folder.name}: asking MLflow") as line, hold(folder / LOCK):
+                tracker = Tracker(folder)
+                num_sent = 0
+                for number, trial_folder in enumerate(folders, 1):
+                    num_sent += tracker.mirror(trial_folder)
+                    line.update(f"{folder.name}: {number} of {len(folders)}")
+                tracker.close_orphans(folders)
+        except Exception as error:  # whatever a store, a server or a disk may raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{find_store_uri()}: {folder.name} could not be sent ({reason}); try again later"
+            ) from None
+        console.print(f"{folder.name}: {len(folders)} trials, {num_sent} brought up to date", markup=False)

@@ -1,0 +1,125 @@
+"""Which trials are done, which are left, and about how long they take.
+
+In:  an Experiment, its photos, the journal.   Out: a Plan; seconds; bytes.
+Knows nothing of how a trial is run or shown.
+"""
+
+import statistics
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bench import journal
+from bench.environment import compute_code_hash
+from bench.run import measure_step_seconds
+from bench.trial import Experiment, Trial, TrialResult
+from catseg.dataset import Data
+from catseg.unet import UNet, UNetConfig, compute_forward_gflop, count_parameters
+
+# Bytes a parameter: the best and the last weights; two checkpoints of weights, best weights and two moments of Adam.
+WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 16
+OTHER_BYTES = 2 * 2**20  # of a trial: overlays, events, counts
+MIRROR_FACTOR = 2  # MLflow keeps a copy of what a trial leaves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's trials with their keys, and what is known of each."""
+
+    keys: dict[Trial, str]
+    results: dict[Trial, TrialResult]  # finished, or failed and not to be tried again
+    pending: tuple[Trial, ...]
+    redo: dict[Trial, TrialResult] = field(default_factory=dict)  # pending though there is this result
+    skipped: dict[Trial, Trial] = field(default_factory=dict)  # need more memory than this one, which ran out of it
+    resumable: dict[Trial, int] = field(default_factory=dict)  # pending, with so many epochs that no kill takes back
+    running: frozenset[Trial] = frozenset()  # pending, and at work in another process
+
+    @property
+    def of_other_code(self) -> list[Trial]:
+        """Finished by another state of catseg's source than the one that is running."""
+        code = compute_code_hash()
+        finished = (trial for trial, result in self.results.items() if result.status == "finished")
+        return [trial for trial in finished if self.results[trial].environment.get("code") != code]
+
+
+def make_plan(
+    experiment: Experiment, data: Data, folder: Path, retry: Collection[str] = (), rerun: bool = False
+) -> Plan:
+    """What is done and what is left. Failures count as done unless their kind is in `retry`.
+
+    With `rerun`, what other code finished is to be done anew, and nothing else: a rerun that was
+    stopped goes on where it was.
+    """
+    keys = {trial: trial.make_key(data.fingerprint) for trial in experiment.trials}
+    folders = journal.list_folders(folder)
+    found = {trial: journal.read_result(folders.get(key)) for trial, key in keys.items()}
+    results = {trial: result for trial, result in found.items() if result is not None}
+    redo = {trial: r for trial, r in results.items() if r.status == "failed" and r.failure in retry}
+    if rerun:
+        redo |= {trial: results[trial] for trial in Plan(keys, results, ()).of_other_code}
+    results = {trial: result for trial, result in results.items() if trial not in redo}
+    out_of_memory = [trial for trial, result in results.items() if result.failure == "oom"]
+    pending, skipped, resumable, running = [], {}, {}, set()
+    for trial in experiment.trials:
+        if trial in results:
+            continue
+        culprit = next((other for other in out_of_memory if trial.needs_more_than(other)), None)
+        if culprit is not None:
+            skipped[trial] = culprit
+            continue
+        pending.append(trial)
+        trial_folder = folders.get(keys[trial])
+        if trial_folder is not None and trial not in redo:
+            resumable[trial] = journal.read_history(trial_folder).num_durable
+            if journal.is_running(trial_folder):
+                running.add(trial)
+    return Plan(keys, results, tuple(pending), redo, skipped, resumable, frozenset(running))
+
+
+def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
+    """A trial's share of the time, in units of its own: operations, with narrow networks taking longer for each.
+
+    Narrow ones wait for memory, not for arithmetic: doubling init_features from 8 to 16 makes a
+    step 1.8 times longer on 2 CPU cores, not 4 times. The 48 is a fit to that, and rough.
+    """
+    train_photos, val_photos = data.num_photos
+    forward = compute_forward_gflop(trial.unet.init_features, trial.train.image_size)
+    slowness = 1 + 48 / trial.unet.init_features
+    return (trial.train.epochs - epochs_done) * forward * slowness * (3 * train_photos + val_photos)
+
+
+def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
+    """Seconds that the pending trials will take one after another, good to a factor of two.
+
+    From what the finished trials of the same plan took, if there are any, else from one training step.
+    """
+    if not plan.pending:
+        return 0.0
+    measured = {trial: r for trial, r in plan.results.items() if r.status == "finished"} | {
+        trial: r for trial, r in plan.redo.items() if r.status == "finished"
+    }
+    rates = [result.seconds / compute_work(trial, data) for trial, result in measured.items() if result.seconds]
+    if not rates:
+        trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
+        steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
+        rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
+    left = sum(compute_work(trial, data, plan.resumable.get(trial, 0)) for trial in plan.pending)
+    return statistics.median(rates) * left
+
+
+def estimate_bytes(trials: Collection[Trial], jobs: int) -> int:
+    """What the trials will write at the most, `jobs` of them at a time: their results stay, checkpoints go."""
+    if not trials:
+        return 0
+    kept = sum(_count_parameters(trial.unet) * WEIGHTS_BYTES + OTHER_BYTES for trial in trials)
+    largest = sorted((_count_parameters(trial.unet) for trial in trials), reverse=True)[:jobs]
+    return kept * MIRROR_FACTOR + sum(largest) * CHECKPOINT_BYTES
+
+
+@cache
+def _count_parameters(config: UNetConfig) -> int:
+    with torch.device("meta"):  # takes no memory
+        return count_parameters(UNet(config))
