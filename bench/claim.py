@@ -28,11 +28,11 @@ KEPT_FILES = ("best.safetensors", "last.safetensors", "per_photo.json")  # that 
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
+def hold(path: Path) -> Iterator[IO[bytes]]:
     """Wait for a lock and hold it; it ends with the process at the latest."""
-    with path.open("ab") as file:
+    with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
 
 
 def make_experiment_folder(name: str) -> Path:

@@ -8,11 +8,13 @@ Only one process at a time mirrors an experiment: a lock in its folder sees to t
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
 from bench.claim import hold
 from bench.journal import list_folders, list_superseded
@@ -97,6 +99,18 @@ class Mirror:
         self.status = Status(self.status.num_left + len(folders), False, "", self.status.experiment_id)
 
 
+def sync_all(experiment_folder: Path) -> Iterator[tuple[int, int, bool]]:
+    """Mirror every folder of an experiment, alone: (number, of how many, whether anything was missing)."""
+    with hold(experiment_folder / LOCK) as file:
+        _sign(file, uuid.uuid4().bytes)
+        folders = list_all_folders(experiment_folder)
+        tracker = Tracker(experiment_folder)
+        tracker.look_through()
+        for number, folder in enumerate(folders, 1):
+            yield number, len(folders), tracker.mirror(folder)
+        tracker.close_orphans(folders)
+
+
 def list_all_folders(experiment_folder: Path) -> list[Path]:
     """Every execution of an experiment, what was done anew since included."""
     return [*list_superseded(experiment_folder), *list_folders(experiment_folder).values()]
@@ -112,24 +126,26 @@ def _serve(link: Connection, experiment_folder: Path) -> None:
     try:
         _follow(link, experiment_folder)
     except _DriverGone:
-        with hold(experiment_folder / LOCK):
-            tracker = Tracker(experiment_folder)
-            for folder in list_all_folders(experiment_folder):
-                tracker.mirror(folder)
+        for _ in sync_all(experiment_folder):
+            pass
 
 
 def _follow(link: Connection, experiment_folder: Path) -> None:
     """Bring up to date what changed; on trouble wait, and try again."""
     left = dict.fromkeys(list_all_folders(experiment_folder))  # in order, each once
     tracker: Tracker | None = None
-    pause, problem, experiment_id = 0.0, "", ""
+    pause, problem, experiment_id, signature = 0.0, "", "", uuid.uuid4().bytes
     while True:
         try:
-            with hold(experiment_folder / LOCK):
+            with hold(experiment_folder / LOCK) as file:
                 if tracker is None:
                     tracker = Tracker(experiment_folder)
+                    experiment_id = tracker.experiment_id
                     tracker.close_orphans(list_all_folders(experiment_folder))
-                experiment_id = tracker.experiment_id
+                    tracker.look_through()
+                elif not _was_signed(file, signature):
+                    tracker.forget()
+                _sign(file, signature)
                 for folder in list(left):
                     tracker.mirror(folder)
                     del left[folder]
@@ -147,6 +163,18 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
                 left |= dict.fromkeys(sorted(link.recv()))
             except (EOFError, OSError):
                 raise _DriverGone from None
+
+
+def _was_signed(lock: IO[bytes], signature: bytes) -> bool:
+    lock.seek(0)
+    return lock.read() == signature
+
+
+def _sign(lock: IO[bytes], signature: bytes) -> None:
+    """Leave word that what others know of the runs is out of date."""
+    lock.truncate(0)
+    lock.write(signature)
+    lock.flush()
 
 
 def _tell(link: Connection, status: Status) -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal
-from bench.claim import hold
 from bench.grid import load_experiment
-from bench.mirror import LOCK, list_all_folders
+from bench.mirror import sync_all
 from bench.plan import Plan, estimate_seconds, make_plan
 from bench.store import find_store_uri
 from bench.terminal import format_plan, format_seconds, print_ranking, warn_of_leaks
-from bench.tracking import Tracker
 from bench.trial import Trial, TrialResult
 from catseg.dataset import load_data
 from catseg.device import choose_device
@@ -50,7 +48,7 @@ def _describe(trial: Trial, plan: Plan) -> str:
         return f"{'done' if result.status == 'finished' else 'failed':9s} {trial.name}  {outcome}"
     if trial in plan.skipped:
         return f"skipped   {trial.name}  needs more memory than {plan.skipped[trial].name}, which ran out of it"
-    epochs = plan.resumable.get(trial)
+    epochs = plan.count_epochs(trial)
     kept = f"  epoch {epochs} of {trial.train.epochs} is kept" if epochs else ""
     state = "running" if trial in plan.running else "resumable" if epochs else "to do"
     return f"{state:9s} {trial.name}{kept}"
@@ -97,18 +95,15 @@ def sync() -> None:
     if not experiments:
         raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
     for folder in experiments:
-        folders = list_all_folders(folder)
+        num_trials = num_sent = 0
         try:
-            with console.status(f"{folder.name}: asking MLflow") as line, hold(folder / LOCK):
-                tracker = Tracker(folder)
-                num_sent = 0
-                for number, trial_folder in enumerate(folders, 1):
-                    num_sent += tracker.mirror(trial_folder)
-                    line.update(f"{folder.name}: {number} of {len(folders)}")
-                tracker.close_orphans(folders)
+            with console.status(f"{folder.name}: asking MLflow") as line:
+                for number, num_trials, was_missing in sync_all(folder):
+                    num_sent += was_missing
+                    line.update(f"{folder.name}: {number} of {num_trials}")
         except Exception as error:  # whatever a store, a server or a disk may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"{find_store_uri()}: {folder.name} could not be sent ({reason}); try again later"
             ) from None
-        console.print(f"{folder.name}: {len(folders)} trials, {num_sent} brought up to date", markup=False)
+        console.print(f"{folder.name}: {num_trials} trials, {num_sent} brought up to date", markup=False)

@@ -14,6 +14,7 @@ import torch
 
 from bench import journal
 from bench.environment import compute_code_hash
+from bench.journal import History
 from bench.run import measure_step_seconds
 from bench.trial import Experiment, Trial, TrialResult
 from catseg.dataset import Data
@@ -34,8 +35,12 @@ class Plan:
     pending: tuple[Trial, ...]
     redo: dict[Trial, TrialResult] = field(default_factory=dict)  # pending though there is this result
     skipped: dict[Trial, Trial] = field(default_factory=dict)  # need more memory than this one, which ran out of it
-    resumable: dict[Trial, int] = field(default_factory=dict)  # pending, with so many epochs that no kill takes back
+    begun: dict[Trial, History] = field(default_factory=dict)  # pending, and what was done of them
     running: frozenset[Trial] = frozenset()  # pending, and at work in another process
+
+    def count_epochs(self, trial: Trial) -> int:
+        """How many epochs of a pending trial no kill takes back."""
+        return self.begun[trial].num_durable if trial in self.begun else 0
 
     @property
     def of_other_code(self) -> list[Trial]:
@@ -62,7 +67,7 @@ def make_plan(
         redo |= {trial: results[trial] for trial in Plan(keys, results, ()).of_other_code}
     results = {trial: result for trial, result in results.items() if trial not in redo}
     out_of_memory = [trial for trial, result in results.items() if result.failure == "oom"]
-    pending, skipped, resumable, running = [], {}, {}, set()
+    pending, skipped, begun, running = [], {}, {}, set()
     for trial in experiment.trials:
         if trial in results:
             continue
@@ -73,10 +78,10 @@ def make_plan(
         pending.append(trial)
         trial_folder = folders.get(keys[trial])
         if trial_folder is not None and trial not in redo:
-            resumable[trial] = journal.read_history(trial_folder).num_durable
+            begun[trial] = journal.read_history(trial_folder)
             if journal.is_running(trial_folder):
                 running.add(trial)
-    return Plan(keys, results, tuple(pending), redo, skipped, resumable, frozenset(running))
+    return Plan(keys, results, tuple(pending), redo, skipped, begun, frozenset(running))
 
 
 def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
@@ -94,19 +99,24 @@ def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
 def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
     """Seconds that the pending trials will take one after another, good to a factor of two.
 
-    From what the finished trials of the same plan took, if there are any, else from one training step.
+    From what finished trials of the same plan took, else from the epochs of those that were begun, else
+    from one training step.
     """
     if not plan.pending:
         return 0.0
-    measured = {trial: r for trial, r in plan.results.items() if r.status == "finished"} | {
-        trial: r for trial, r in plan.redo.items() if r.status == "finished"
-    }
-    rates = [result.seconds / compute_work(trial, data) for trial, result in measured.items() if result.seconds]
+    finished = [(trial, r) for trial, r in (*plan.results.items(), *plan.redo.items()) if r.status == "finished"]
+    rates = [result.seconds / compute_work(trial, data) for trial, result in finished if result.seconds]
+    if not rates:
+        rates = [
+            (line["train_seconds"] + line["val_seconds"]) * trial.train.epochs / compute_work(trial, data)
+            for trial, history in plan.begun.items()
+            for line in history.epochs
+        ]
     if not rates:
         trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
         steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
         rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
-    left = sum(compute_work(trial, data, plan.resumable.get(trial, 0)) for trial in plan.pending)
+    left = sum(compute_work(trial, data, plan.count_epochs(trial)) for trial in plan.pending)
     return statistics.median(rates) * left
 
 

@@ -69,9 +69,8 @@ ALLOWED = {
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
     | {"bench.journal", "bench.mirror", "bench.plan", "bench.run", "bench.stops", "bench.store", "bench.terminal"}
     | {"bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
-    "bench.overview": {"rich", "bench.claim", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
-    | {"bench.store", "bench.terminal", "bench.tracking", "bench.trial", "catseg.dataset", "catseg.device"}
-    | {"catseg.errors"},
+    "bench.overview": {"rich", "bench.grid", "bench.journal", "bench.mirror", "bench.plan", "bench.store"}
+    | {"bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.outline", "catseg.photo", "catseg.sample", "catseg.survey", "catseg.voc"},
     "bench.download": {"rich", "bench.data", "catseg.errors", "catseg.folder", "catseg.pets"} | {"catseg.server"},
