@@ -14,7 +14,7 @@ import torch
 
 from bench.claim import Claim, remove_old_checkpoints, start_over, take
 from bench.engine import LocalEngine
-from bench.environment import compute_code_hash
+from bench.environment import MIXED, compute_code_hash
 from bench.journal import History, list_folders, read_history, read_result
 from bench.mirror import Mirror
 from bench.plan import Plan
@@ -22,6 +22,7 @@ from bench.run import Task
 from bench.stops import Stop
 from bench.trial import (
     Checkpoint,
+    Elsewhere,
     Event,
     Experiment,
     Failed,
@@ -74,6 +75,7 @@ def run_pending(
                 for trial, event in engine.wait(WAIT_SECONDS):
                     yield from driver.keep(trial, event)
             elif driver.waiting:
+                yield from driver.name_elsewhere()
                 time.sleep(POLL_SECONDS)
             mirror.pump()
     finally:
@@ -96,7 +98,15 @@ class _Driver:
     running: dict[Trial, Claim] = field(default_factory=dict)
     losses: Counter[Trial] = field(default_factory=Counter)  # of workers, since the last checkpoint
     environments: dict[Trial, dict[str, str]] = field(default_factory=dict)
+    elsewhere: set[Trial] = field(default_factory=set)  # it was said of them
     is_stopping: bool = False
+
+    def name_elsewhere(self) -> Pairs:
+        """Say once of every trial that is left why nothing happens here."""
+        for trial in self.waiting:
+            if trial not in self.elsewhere:
+                self.elsewhere.add(trial)
+                yield trial, Elsewhere()
 
     def ask_to_stop(self) -> Pairs:
         self.is_stopping = True
@@ -190,6 +200,7 @@ class _Driver:
 
     def _make_result(self, trial: Trial, event: Finished | Failed) -> TrialResult:
         claim = self.running[trial]
+        history = read_history(claim.folder)
         return TrialResult(
             key=self.plan.keys[trial],
             name=trial.name,
@@ -199,11 +210,16 @@ class _Driver:
             best_epoch=event.best_epoch if isinstance(event, Finished) else None,
             failure=event.kind if isinstance(event, Failed) else None,
             reason=event.reason if isinstance(event, Failed) else "",
-            environment=self.environments.get(trial, {}),
+            environment=_describe_machines(self.environments.get(trial, {}), history),
             data_fingerprint=self.data.fingerprint,
-            seconds=read_history(claim.folder).seconds,
+            seconds=history.seconds,
             files=claim.describe_files() if isinstance(event, Finished) else {},
         )
+
+
+def _describe_machines(environment: dict[str, str], history: History) -> dict[str, str]:
+    """Where a trial ran. Gone on with on another machine or with other threads, its seconds compare with nobody's."""
+    return environment if len(history.machines) < 2 else environment | {"machine_fingerprint": MIXED}
 
 
 def _is_like_now(history: History, device_type: str) -> bool:

@@ -15,6 +15,8 @@ import torch
 
 import catseg
 
+MIXED = "mixed"  # the machine fingerprint of a trial that ran on several, or with other numbers of threads
+
 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Machine, versions and git state by name; `machine_fingerprint` hashes what timings depend on."""
@@ -55,6 +57,8 @@ def describe_git() -> dict[str, str]:
 
 def format_machine(environment: dict[str, str]) -> str:
     """One line for under a table."""
+    if environment.get("machine_fingerprint") == MIXED:
+        return "several machines or numbers of threads in one trial"
     device = environment["gpu"] if environment["gpu"] != "none" else environment["cpu"]
     return f"{device}, {environment['threads']} threads, torch {environment['torch']}"
 

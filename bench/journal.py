@@ -45,6 +45,7 @@ class History:
     checkpoints: tuple[Line, ...]  # oldest first
     overlays: tuple[Line, ...]
     failures: tuple[Line, ...]  # of all attempts
+    machines: frozenset[str]  # fingerprints of those that the epochs were trained on
     begun_ms: int | None  # wall clock, of the first start; None: never
     ended_ms: int | None  # of the last line
     seconds: float  # from each start to what came of it, together
@@ -99,6 +100,7 @@ def read_history(folder: Path) -> History:
     started: Line | None = None
     epochs: list[Line] = []
     checkpoints: list[Line] = []
+    machines: set[str] = set()
     others: dict[str, list[Line]] = {"Overlays": [], "Failed": []}
     begun_ms, ended_ms, busy_ms = None, None, 0
     for line in read_lines(folder / "events.jsonl")[0]:
@@ -109,6 +111,9 @@ def read_history(folder: Path) -> History:
         match line["event"]:
             case "Started":
                 started, begun_ms = line, begun_ms or now_ms
+                machines = (machines if line["epoch"] or line["step"] else set()) | {
+                    line["environment"].get("machine_fingerprint", "")
+                }
                 epochs = [epoch for epoch in epochs if epoch["epoch"] <= line["epoch"]]
                 here = (line["epoch"], line["step"])
                 checkpoints = [kept for kept in checkpoints if (kept["epoch"], kept["step"]) <= here]
@@ -119,7 +124,17 @@ def read_history(folder: Path) -> History:
             case "Overlays" | "Failed" as name:
                 others[name].append(line)
     overlays, failures = (tuple(lines) for lines in others.values())
-    return History(started, tuple(epochs), tuple(checkpoints), overlays, failures, begun_ms, ended_ms, busy_ms / 1000)
+    return History(
+        started,
+        tuple(epochs),
+        tuple(checkpoints),
+        overlays,
+        failures,
+        frozenset(machines),
+        begun_ms,
+        ended_ms,
+        busy_ms / 1000,
+    )
 
 
 def is_running(folder: Path) -> bool:

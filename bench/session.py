@@ -111,7 +111,8 @@ def _run(
                 for trial, event in running:
                     view.show(trial, event)
                     _note(outcome, trial, event)
-                    if rules.fail_fast and list_failed(outcome.results.values()) and stop.exit_code is None:
+                    has_failed = isinstance(event, TrialResult) and event.status == "failed"
+                    if rules.fail_fast and has_failed and stop.exit_code is None:
                         stop.exit_code = FAILED
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error

@@ -17,7 +17,19 @@ from rich.text import Text
 from bench.compare import list_failed, rank
 from bench.environment import format_machine
 from bench.plan import Plan
-from bench.trial import EpochDone, Event, Experiment, Retried, Skipped, Started, Stopped, Stopping, Trial, TrialResult
+from bench.trial import (
+    Elsewhere,
+    EpochDone,
+    Event,
+    Experiment,
+    Retried,
+    Skipped,
+    Started,
+    Stopped,
+    Stopping,
+    Trial,
+    TrialResult,
+)
 from catseg.dataset import Data, Leak
 
 PLAIN_EVERY_SECONDS = 10.0  # between epoch lines when piped
@@ -34,13 +46,14 @@ class ProgressView:
         self._best = best
         self._num_ended = 0
         self._is_stopping = False
-        self._shares: dict[Trial, float] = dict.fromkeys(work, 0.0)  # of each trial that are done
-        self._done_work = 0.0  # since the start
+        self._shares: dict[Trial, float] = {}  # of each trial that are done
+        self._left_work = sum(work.values())
+        self._done_work = 0.0  # here and now, to reckon the speed from
         self._start = self._last_line = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}")
         )
-        self._grid_bar = self._bars.add_task("grid", total=sum(work.values()), note="")
+        self._grid_bar = self._bars.add_task("grid", total=self._left_work, note="")
         self._trial_bars: dict[Trial, TaskID] = {}
         self._status = Text("")
         self._live = Live(Group(self._bars, self._status), console=console, transient=True, refresh_per_second=4)
@@ -58,12 +71,13 @@ class ProgressView:
             case Started():
                 self._show_start(trial, event)
             case EpochDone(epoch, metrics):
-                self._done_work += self._work[trial] * (epoch / trial.train.epochs - self._shares[trial])
-                self._shares[trial] = epoch / trial.train.epochs
+                self._done_work += self._advance(trial, epoch / trial.train.epochs)
                 self._show_epoch(trial, epoch, metrics)
             case Retried(failure, attempt, num_attempts):
                 line = f"{failure.kind}: {failure.reason}; trying again ({attempt} of {num_attempts})  {trial.name}"
                 self._print(line)
+            case Elsewhere():
+                self._print(f"at work in another session, waited for  {trial.name}")
             case Stopping() if not self._is_stopping:
                 self._is_stopping = True
                 self._print("stopping after this step, with a checkpoint; once more to stop at once")
@@ -75,17 +89,24 @@ class ProgressView:
                 self._print(f"SKIPPED  {name}: needs more memory than {culprit}, which ran out of it")
             case TrialResult():
                 self._end(trial)
-                self._shares[trial] = 1.0
                 self._show_result(event)
+
+    def _advance(self, trial: Trial, share: float) -> float:
+        """So much of a trial is done, here or before; the work that this adds."""
+        work = self._work[trial] * (share - self._shares.get(trial, 0.0))
+        self._shares[trial] = share
+        self._left_work -= work
+        return work
 
     def _end(self, trial: Trial) -> None:
         self._num_ended += 1
+        self._advance(trial, 1.0)
         bar = self._trial_bars.pop(trial, None)
         if bar is not None:
             self._bars.remove_task(bar)
 
     def _show_start(self, trial: Trial, started: Started) -> None:
-        self._shares[trial] = started.epoch / trial.train.epochs
+        self._advance(trial, started.epoch / trial.train.epochs)
         if trial not in self._trial_bars:
             self._trial_bars[trial] = self._bars.add_task("trial", total=trial.train.epochs, note=trial.name)
         self._bars.update(self._trial_bars[trial], completed=started.epoch)
@@ -102,7 +123,7 @@ class ProgressView:
         if self._console.is_terminal:
             if trial in self._trial_bars:
                 self._bars.update(self._trial_bars[trial], completed=epoch)
-            self._bars.update(self._grid_bar, completed=sum(self._work[t] * share for t, share in self._shares.items()))
+            self._bars.update(self._grid_bar, completed=sum(self._work.values()) - self._left_work)
             self._status.plain = line
         elif time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._print(f"{line}  {trial.name}")
@@ -128,9 +149,8 @@ class ProgressView:
 
     def _format_left(self) -> str:
         """From the work done since the start and the seconds it took."""
-        left = sum(work * (1 - self._shares[trial]) for trial, work in self._work.items())
         seconds = time.monotonic() - self._start
-        return format_seconds(seconds * left / self._done_work) if self._done_work else "?"
+        return format_seconds(seconds * self._left_work / self._done_work) if self._done_work else "?"
 
 
 def print_ranking(console: Console, results: Iterable[TrialResult]) -> None:

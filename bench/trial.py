@@ -150,6 +150,11 @@ class Stopping:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Another session is at work on it; there is nothing else to do here."""
+
+
+@dataclass(frozen=True)
 class Retried:
     """The driver tries again what failed through no fault of its own."""
 
@@ -167,7 +172,7 @@ class Skipped:
 
 
 WorkerEvent = Started | StepDone | EpochDone | Checkpoint | Weights | Overlays | Finished | Failed | Stopped
-Event = WorkerEvent | Stopping | Retried | Skipped
+Event = WorkerEvent | Stopping | Elsewhere | Retried | Skipped
 
 
 @dataclass(frozen=True)

@@ -221,5 +221,5 @@ def encode_png(pixels: UInt8, palette: list[int] | None = None) -> bytes:
     if palette is not None:
         image.putpalette(palette)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=3)  # half the time of the default 6, a fifteenth larger
     return buffer.getvalue()
