@@ -17,11 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from bench.journal import ROOT, SUPERSEDED, Line, list_folders, read_history, read_lines, read_settings
+from bench.journal import ROOT, SUPERSEDED, Line, list_folders, read_history, read_lines, read_result, read_settings
 from bench.trial import Checkpoint, Event, Finished, Overlays, Trial, TrialResult, Weights
 from catseg.errors import InputError
 from catseg.files import append_bytes, remove_leftovers, save_bytes, sync_folder
 
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 3, 0.01  # who only looks whether it is held, holds it for an instant
 CHECKPOINTS_KEPT = 2
 CHECKPOINT_PREFIX = "checkpoint-"
 KEPT_FILES = ("best.safetensors", "last.safetensors", "per_photo.json")  # that a result vouches for
@@ -160,20 +161,21 @@ def take(experiment_folder: Path, trial: Trial, key: str) -> Claim | None:
         return Claim(folder, lock) if lock else None
 
 
-def start_over(experiment_folder: Path, held: Claim) -> Claim:
-    """Put aside all that a trial has done, for good, and hold a fresh folder of the same name."""
+def start_over(experiment_folder: Path, held: Claim) -> tuple[Claim, Path]:
+    """Put aside all that a trial has done, for good, and hold a fresh folder of the same name; and where the old is."""
     with hold(experiment_folder / "lock"):
         past = experiment_folder / SUPERSEDED
         past.mkdir(exist_ok=True)
         number = 1 + len(list(past.glob(f"*-{held.folder.name.rpartition('-')[2]}-*")))
-        held.folder.rename(past / f"{held.folder.name}-{number}")
+        old = past / f"{held.folder.name}-{number}"
+        held.folder.rename(old)
         held.release()
         held.folder.mkdir()
         sync_folder(past)
         sync_folder(experiment_folder)
         lock = _take_lock(held.folder)
         assert lock, "nobody else takes a trial while the experiment is locked"
-        return Claim(held.folder, lock)
+        return Claim(held.folder, lock), old
 
 
 def write_test(folder: Path, source: str, metrics: dict[str, float]) -> None:
@@ -183,20 +185,24 @@ def write_test(folder: Path, source: str, metrics: dict[str, float]) -> None:
 
 def remove_old_checkpoints(folder: Path) -> None:
     """Those of a finished trial, left there by a kill between the commit and their removal. Needs no claim."""
-    with suppress(FileNotFoundError):  # the trial is being done over
-        for name in os.listdir(folder):  # noqa: PTH208 - there may be thousands of folders
-            if name.startswith(CHECKPOINT_PREFIX):
+    with suppress(FileNotFoundError):  # another session puts the folder aside
+        left = [name for name in os.listdir(folder) if name.startswith(CHECKPOINT_PREFIX)]  # noqa: PTH208 - thousands
+        if left and (result := read_result(folder)) and result.status == "finished":
+            for name in left:
                 (folder / name).unlink(missing_ok=True)
 
 
 def _take_lock(folder: Path) -> IO[bytes] | None:
     file = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return file
+    file.close()
+    return None
 
 
 def _name_checkpoint(epoch: int, step: int) -> str:

@@ -39,7 +39,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 def main() -> None:
     """What the `bench` command starts."""
     for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # told to stop, or its terminal was closed
-        signal.signal(signum, _stop)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup's
+            signal.signal(signum, _stop)
     app()
 
 

@@ -10,14 +10,12 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from bench.claim import Claim, remove_old_checkpoints, start_over, take
 from bench.engine import LocalEngine
-from bench.environment import MIXED, compute_code_hash
+from bench.environment import MIXED
 from bench.journal import History, list_folders, read_history, read_result
 from bench.mirror import Mirror
-from bench.plan import Plan
+from bench.plan import Plan, is_like_now
 from bench.run import Task
 from bench.stops import Stop
 from bench.trial import (
@@ -42,7 +40,7 @@ from catseg.dataset import Data
 # How often a failure is tried again, each time from the last checkpoint; a checkpoint in between starts the count anew.
 # What a wrong setting, bad data or our own code did once it would do again.
 RETRIES = {"killed": 2, "timeout": 2, "oom": 1}
-LOST = ("killed", "timeout")  # the worker's end, not the trial's fault
+FLAWED = ("nonfinite", "data", "crash")  # to be tried again from the beginning: the last checkpoint may be part of it
 
 WAIT_SECONDS = 0.25  # for an event, before looking at signals and at other processes
 POLL_SECONDS = 0.5  # while other processes have all that is left
@@ -64,12 +62,13 @@ def run_pending(
     for result in plan.results.values():
         if result.status == "finished" and result.key in folders:
             remove_old_checkpoints(folders[result.key])
-    driver = _Driver(experiment, data, plan, folder, engine, mirror, list(plan.pending))
+    waiting = dict.fromkeys(plan.pending)
+    driver = _Driver(experiment, data, plan, folder, engine, mirror, stop, waiting, dict(plan.redo))
     try:
-        while driver.running or (driver.waiting and stop.exit_code is None):
-            if stop.exit_code is None:
+        while driver.running or (driver.waiting and not stop.asked):
+            if not stop.asked:
                 yield from driver.hand_out()
-            elif not driver.is_stopping:
+            elif not driver.has_asked:
                 yield from driver.ask_to_stop()
             if driver.running:
                 for trial, event in engine.wait(WAIT_SECONDS):
@@ -94,12 +93,14 @@ class _Driver:
     folder: Path
     engine: LocalEngine
     mirror: Mirror
-    waiting: list[Trial]
+    stop: Stop
+    waiting: dict[Trial, None]  # in order
+    redo: dict[Trial, TrialResult]  # those of them that have a result which does not count
     running: dict[Trial, Claim] = field(default_factory=dict)
-    losses: Counter[Trial] = field(default_factory=Counter)  # of workers, since the last checkpoint
+    num_failures: Counter[Trial] = field(default_factory=Counter)  # since the last checkpoint
     environments: dict[Trial, dict[str, str]] = field(default_factory=dict)
     elsewhere: set[Trial] = field(default_factory=set)  # it was said of them
-    is_stopping: bool = False
+    has_asked: bool = False  # the workers to stop
 
     def name_elsewhere(self) -> Pairs:
         """Say once of every trial that is left why nothing happens here."""
@@ -109,7 +110,7 @@ class _Driver:
                 yield trial, Elsewhere()
 
     def ask_to_stop(self) -> Pairs:
-        self.is_stopping = True
+        self.has_asked = True
         self.engine.stop()
         yield from ((trial, Stopping()) for trial in list(self.running))
 
@@ -118,25 +119,32 @@ class _Driver:
         for trial in list(self.waiting):
             if not self.engine.num_free:
                 return
+            if trial not in self.waiting:
+                continue  # left out meanwhile
             claim = take(self.folder, trial, self.plan.keys[trial])
             if claim is None:
                 continue  # another process has it
             self.running[trial] = claim
             result = read_result(claim.folder)
-            if result is not None and result != self.plan.redo.get(trial):
+            if result is not None and result != self.redo.get(trial):
                 self.release(trial)
-                self.waiting.remove(trial)
+                del self.waiting[trial]
                 yield trial, result
+                yield from self._skip_larger(trial, result)
             else:
                 self._start(trial)
-                self.waiting.remove(trial)
+                del self.waiting[trial]
 
     def _start(self, trial: Trial) -> None:
         claim = self.running[trial]
         history = read_history(claim.folder)
-        checkpoint = claim.load_checkpoint() if _is_like_now(history, self.engine.device_type) else None
-        if checkpoint is None and (history.num_durable or claim.has_ended):
-            claim = self.running[trial] = start_over(self.folder, claim)  # what MLflow was told is another execution's
+        before = self.redo.pop(trial, None)
+        is_sound = is_like_now(history, self.engine.device_type) and not (before and before.failure in FLAWED)
+        checkpoint = claim.load_checkpoint() if is_sound else None
+        if checkpoint is None and (history.num_durable or claim.has_ended or not is_sound):
+            claim, old = start_over(self.folder, claim)  # what MLflow was told of it is another execution's
+            self.running[trial] = claim
+            self.mirror.notify(old)
         train_photos, val_photos = self.data.num_photos
         facts = {
             "data": {
@@ -164,14 +172,14 @@ class _Driver:
             case Started():
                 self.environments[trial] = event.environment
             case Checkpoint():
-                self.losses[trial] = 0
+                self.num_failures[trial] = 0
             case Stopped():
                 self.release(trial)
-            case Failed() if self.is_stopping and event.kind in LOST:
-                self.release(trial)  # it goes on from its last checkpoint
-            case Failed() if self.losses[trial] < RETRIES.get(event.kind, 0) and not self.is_stopping:
-                self.losses[trial] += 1
-                yield trial, Retried(event, self.losses[trial], RETRIES[event.kind])
+            case Failed() if self.stop.asked and event.kind != "nonfinite":
+                self.release(trial)  # whatever it was may be the stop's own doing: the next session tells
+            case Failed() if self.num_failures[trial] < RETRIES.get(event.kind, 0):
+                self.num_failures[trial] += 1
+                yield trial, Retried(event, self.num_failures[trial], RETRIES[event.kind])
                 self._start(trial)
             case Finished() | Failed():
                 yield from self._end(trial, event)
@@ -184,13 +192,14 @@ class _Driver:
         claim.commit(result)
         self.release(trial)
         yield trial, result
-        if isinstance(event, Failed) and event.kind == "oom":
-            yield from self._skip_larger(trial)
+        yield from self._skip_larger(trial, result)
 
-    def _skip_larger(self, culprit: Trial) -> Iterator[tuple[Trial, Event]]:
-        for trial in [waiting for waiting in self.waiting if waiting.needs_more_than(culprit)]:
-            self.waiting.remove(trial)
-            yield trial, Skipped(trial.name, culprit.name)
+    def _skip_larger(self, culprit: Trial, result: TrialResult) -> Iterator[tuple[Trial, Event]]:
+        """Where a trial ran out of memory, those that need more of it are left out."""
+        if result.failure == "oom":
+            for trial in [waiting for waiting in self.waiting if waiting.needs_more_than(culprit)]:
+                del self.waiting[trial]
+                yield trial, Skipped(trial.name, culprit.name)
 
     def release(self, trial: Trial) -> None:
         """Let go of a trial; MLflow is told what it is now."""
@@ -220,12 +229,3 @@ class _Driver:
 def _describe_machines(environment: dict[str, str], history: History) -> dict[str, str]:
     """Where a trial ran. Gone on with on another machine or with other threads, its seconds compare with nobody's."""
     return environment if len(history.machines) < 2 else environment | {"machine_fingerprint": MIXED}
-
-
-def _is_like_now(history: History, device_type: str) -> bool:
-    """Whether what is there was made by the same source and torch on such a device: else going on is no beginning."""
-    if history.started is None:
-        return True
-    environment = history.started["environment"]
-    before = environment.get("code"), environment.get("torch"), history.started["device"].partition(":")[0]
-    return before == (compute_code_hash(), torch.__version__, device_type)

@@ -19,10 +19,13 @@ import torch
 
 from bench.processes import start_process
 from bench.run import StopRequest, Task, execute
+from bench.stops import WORKER
 from bench.trial import Failed, Finished, StepDone, Stopped, Trial, WorkerEvent
 from catseg.dataset import PhotoSet
 from catseg.device import choose_device
 
+UNKNOWN = 255  # the exit code of a process whose server was killed, too
+END_SECONDS = 10.0  # for a killed process to be gone; one that hangs in a driver of the system is left behind
 LOG_LINES = 20  # kept of what a dead worker printed
 SIGN_OF_LIFE_SECONDS = 0.25  # at most so often: a step may take a millisecond
 SILENCE_SECONDS = 600.0  # of a worker that has hung; a step of the largest networks takes minutes on a CPU
@@ -32,9 +35,11 @@ PhotoSets = Mapping[int, tuple[PhotoSet, PhotoSet]]  # image size -> training, v
 
 
 class LocalEngine:
-    """So many workers, started when there is work for them, kept from trial to trial, replaced when they fail.
+    """So many workers, started when there is work for them, replaced when a trial fails in them.
 
-    A worker that failed is never used again: what broke one trial must not touch the next.
+    On a GPU they are kept from trial to trial: a fresh one takes seconds there. On a CPU it takes a
+    tenth of a second, and what a worker keeps of earlier trials (up to a fifth of its memory) would count
+    in the next one's peak.
     """
 
     def __init__(
@@ -57,30 +62,35 @@ class LocalEngine:
         """Give a task to a free worker. A worker that died in the meantime is replaced."""
         place = next(p for p in range(self._jobs) if p not in self._workers or self._workers[p].trial is None)
         photos = self._sets[task.trial.train.image_size]
-        for _ in range(2):
-            worker = self._workers.get(place) or self._start_worker(place)
+        if place in self._workers:
             try:
-                worker.start(task, photos)
+                self._workers[place].start(task, photos)
             except OSError:
                 self._end_worker(place)
             else:
                 return
-        # twice dead before it could read: let `wait` say so
-        self._start_worker(place).trial = task.trial
+        worker = self._start_worker(place)
+        try:
+            worker.start(task, photos)
+        except OSError:
+            worker.trial = task.trial  # dead before it could read: `wait` says so
 
     def wait(self, seconds: float) -> Iterator[tuple[Trial, WorkerEvent]]:
         """What happened, once something has, or after so many seconds. Finished, Failed and Stopped end a trial."""
         busy = {worker.connection: place for place, worker in self._workers.items() if worker.trial is not None}
+        start = time.monotonic()
         ready = wait(list(busy), seconds) if busy else []
+        waited = min(time.monotonic() - start, 2 * seconds)  # longer: this process was stopped, and they with it
         for link, place in busy.items():
             worker = self._workers[place]
             assert worker.trial is not None
             trial, event = worker.trial, None
+            worker.silent_seconds += waited
             if link in ready:
                 event = worker.receive()
             elif worker.silent_seconds > max(self._silence_seconds, SILENT_STEPS * worker.longest_silence):
                 event = Failed("timeout", f"no sign of life for {worker.silent_seconds:.0f} s", worker.read_log())
-            if isinstance(event, Failed):
+            if isinstance(event, Failed) or (isinstance(event, Finished) and self.device_type == "cpu"):
                 self._end_worker(place)
             elif isinstance(event, Finished | Stopped):
                 worker.trial = None
@@ -113,32 +123,27 @@ class _Worker:
 
     def __init__(self, device_name: str, threads: int | None) -> None:
         self._log = tempfile.NamedTemporaryFile(prefix="bench-worker-", suffix=".log")  # noqa: SIM115 - until `end`
-        self._process, self.connection = start_process("worker", _work, self._log.name, device_name, threads)
+        self._process, self.connection = start_process(WORKER, _work, self._log.name, device_name, threads)
         self.trial: Trial | None = None
-        self.longest_silence = 0.0
-        self._heard = time.monotonic()
+        self.silent_seconds = self.longest_silence = 0.0  # as long as somebody listened
         self._image_size: int | None = None  # of the photos that it has
-
-    @property
-    def silent_seconds(self) -> float:
-        return time.monotonic() - self._heard
 
     def start(self, task: Task, photos: tuple[PhotoSet, PhotoSet]) -> None:
         if self._image_size != task.trial.train.image_size:
             self.connection.send(photos)
             self._image_size = task.trial.train.image_size
         self.connection.send(task)
-        self.trial, self.longest_silence, self._heard = task.trial, 0.0, time.monotonic()
+        self.trial, self.silent_seconds, self.longest_silence = task.trial, 0.0, 0.0
 
     def receive(self) -> WorkerEvent:
         """The next event, or what the worker died of."""
         try:
             event: WorkerEvent = self.connection.recv()
         except (EOFError, OSError):
-            self._process.join()
+            self._process.join(END_SECONDS)
             return _explain_death(self._process.exitcode, self.read_log())
         self.longest_silence = max(self.longest_silence, self.silent_seconds)
-        self._heard = time.monotonic()
+        self.silent_seconds = 0.0
         return event
 
     def read_log(self) -> str:
@@ -146,9 +151,9 @@ class _Worker:
         return "\n".join(Path(self._log.name).read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:])
 
     def end(self) -> None:
+        self.connection.close()  # alone the end of it, should the server that forked it be dead
         self._process.kill()
-        self._process.join()
-        self.connection.close()
+        self._process.join(END_SECONDS)
         self._log.close()
 
 
@@ -190,9 +195,9 @@ def _run_task(link: Connection, task: Task, photos: tuple[PhotoSet, PhotoSet], d
 
 def _explain_death(exitcode: int | None, log: str) -> Failed:
     """A worker that ended without a last word: killed from outside, or an error of ours in its log."""
-    if exitcode == -signal.SIGKILL:
+    if exitcode in (-signal.SIGKILL, UNKNOWN, None):
         return Failed("killed", "the worker was killed from outside; if by the system, for want of memory", log)
-    if exitcode is not None and exitcode < 0:
+    if exitcode < 0:
         return Failed("crash", f"the worker died of {signal.Signals(-exitcode).name}", log)
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing")
     return Failed("crash", f"the worker ended with exit code {exitcode}: {last}", log)

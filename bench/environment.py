@@ -15,6 +15,16 @@ import torch
 
 import catseg
 
+
+def _hash_code() -> str:
+    paths = sorted(Path(catseg.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+# Of the source of catseg: what the same settings may owe another result to, whatever git says. Taken when this is
+# imported, beside catseg itself: what is changed later does not run in this process.
+CODE_HASH = _hash_code()
+
 MIXED = "mixed"  # the machine fingerprint of a trial that ran on several, or with other numbers of threads
 
 
@@ -30,18 +40,8 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "system": platform.system(),
     }
     fingerprint = hashlib.sha256(repr(sorted(machine.items())).encode()).hexdigest()[:12]
-    code = {"catseg": catseg.__version__, "code": compute_code_hash()}
+    code = {"catseg": catseg.__version__, "code": CODE_HASH}
     return machine | {"machine_fingerprint": fingerprint} | code | describe_git()
-
-
-@cache
-def compute_code_hash() -> str:
-    """Of the source of catseg: what the same settings may owe another result to, whatever git says.
-
-    As it was when the process first asked: later changes are not what runs in it.
-    """
-    paths = sorted(Path(catseg.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 @cache

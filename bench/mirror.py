@@ -23,6 +23,7 @@ from bench.tracking import Tracker
 
 LOCK = "mirror.lock"
 NICENESS = 19  # the idle moments of two busy cores are enough for it; at 10 it made a first trial a tenth longer
+END_SECONDS = 10.0  # for a killed process to be gone
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 2.0, 60.0  # between two tries to reach a store that did not answer
 
 
@@ -42,6 +43,7 @@ class Mirror:
     def __init__(self, experiment_folder: Path) -> None:
         self._process, self._connection = start_process("mirror", _serve, experiment_folder)
         self._changed: set[Path] = set()
+        self._is_gone = False
         self._heard = time.monotonic()
         self.status = Status(num_left=1, is_waiting=False)  # it begins with what earlier sessions left
 
@@ -65,7 +67,9 @@ class Mirror:
                 self._send(self._changed)
                 self._changed = set()
         except (EOFError, OSError):
-            self.status = Status(len(self._changed), is_waiting=True, problem="the process that sends to it died")
+            self._is_gone = True
+            problem = "the process that sends to it died"
+            self.status = Status(self.status.num_left, True, problem, self.status.experiment_id)
 
     def drain(self, patience_seconds: float) -> Iterator[int]:
         """Wait until MLflow has everything, it cannot be reached, or nothing was heard for so long.
@@ -74,10 +78,10 @@ class Mirror:
         """
         self._heard = time.monotonic()
         self.pump()
-        if self.status.problem and self._process.is_alive() and self.status.is_waiting:
+        if self.status.problem and self.status.is_waiting and not self._is_gone:
             with suppress(OSError):
                 self._send(set())  # do not sit out the pause: try once more now
-        while self._process.is_alive():
+        while not self._is_gone:
             self._connection.poll(0.1)
             self.pump()
             if self.status.is_waiting and (self.status.problem or not self.status.num_left) and not self._changed:
@@ -91,7 +95,7 @@ class Mirror:
     def close(self) -> None:
         """End it at once; what it did not send is sent by the next session or by `bench sync`."""
         self._process.kill()
-        self._process.join()
+        self._process.join(END_SECONDS)
         self._connection.close()
 
     def _send(self, folders: set[Path]) -> None:
@@ -126,8 +130,9 @@ def _serve(link: Connection, experiment_folder: Path) -> None:
     try:
         _follow(link, experiment_folder)
     except _DriverGone:
-        for _ in sync_all(experiment_folder):
-            pass
+        with suppress(Exception):  # nobody is there to hear of it
+            for _ in sync_all(experiment_folder):
+                pass
 
 
 def _follow(link: Connection, experiment_folder: Path) -> None:
@@ -139,14 +144,18 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
         try:
             with hold(experiment_folder / LOCK) as file:
                 if tracker is None:
+                    _tell(link, Status(len(left), False))
                     tracker = Tracker(experiment_folder)
                     experiment_id = tracker.experiment_id
+                    _tell(link, Status(len(left), False, "", experiment_id))
                     tracker.close_orphans(list_all_folders(experiment_folder))
                     tracker.look_through()
                 elif not _was_signed(file, signature):
                     tracker.forget()
                 _sign(file, signature)
                 for folder in list(left):
+                    del left[folder]
+                    left[folder] = None  # last: if it cannot be sent, others come before it the next time
                     tracker.mirror(folder)
                     del left[folder]
                     _tell(link, Status(len(left), False, "", experiment_id))

@@ -7,14 +7,12 @@ Knows nothing of how trials are run.
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from bench import journal
 from bench.grid import load_experiment
 from bench.mirror import sync_all
 from bench.plan import Plan, estimate_seconds, make_plan
 from bench.store import find_store_uri
-from bench.terminal import format_plan, format_seconds, print_ranking, warn_of_leaks
+from bench.terminal import format_plan, format_seconds, make_console, print_ranking, warn_of_leaks
 from bench.trial import Trial, TrialResult
 from catseg.dataset import load_data
 from catseg.device import choose_device
@@ -23,12 +21,12 @@ from catseg.errors import InputError
 
 def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, device_name: str) -> None:
     """What is done, what is left and from where, and about how long it will take."""
-    console = Console(soft_wrap=True, highlight=False)
-    choose_device(device_name)
+    console = make_console()
+    device = choose_device(device_name)
     experiment = load_experiment(grid, folders, only)
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
-    plan = make_plan(experiment, data, journal.ROOT / experiment.name)
+    plan = make_plan(experiment, data, journal.ROOT / experiment.name, device.type)
     # one call: a line at a time, ten thousand take seconds
     console.out("\n".join(_describe(trial, plan) for trial in experiment.trials), highlight=False)
     console.print(format_plan(experiment, data, plan), markup=False)
@@ -56,7 +54,7 @@ def _describe(trial: Trial, plan: Plan) -> str:
 
 def compare(name: str | None) -> None:
     """Rank all that an experiment has finished on its latest data, whatever grid file it stood in."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     folder = _choose_experiment(name)
     results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
     if not results:
@@ -90,10 +88,11 @@ def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
 
 def sync() -> None:
     """Bring MLflow up to what the journals say: what is missing is sent, nothing twice, every status made true."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     experiments = journal.list_experiments()
     if not experiments:
         raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
+    problems = []
     for folder in experiments:
         num_trials = num_sent = 0
         try:
@@ -103,7 +102,8 @@ def sync() -> None:
                     line.update(f"{folder.name}: {number} of {num_trials}")
         except Exception as error:  # whatever a store, a server or a disk may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"{find_store_uri()}: {folder.name} could not be sent ({reason}); try again later"
-            ) from None
-        console.print(f"{folder.name}: {num_trials} trials, {num_sent} brought up to date", markup=False)
+            problems.append(f"{find_store_uri()}: {folder.name} could not be sent ({reason}); try again later")
+        else:
+            console.print(f"{folder.name}: {num_trials} trials, {num_sent} brought up to date", markup=False)
+    if problems:
+        raise InputError(problems)

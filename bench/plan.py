@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench import journal
-from bench.environment import compute_code_hash
+from bench.environment import CODE_HASH
 from bench.journal import History
 from bench.run import measure_step_seconds
 from bench.trial import Experiment, Trial, TrialResult
@@ -35,7 +35,7 @@ class Plan:
     pending: tuple[Trial, ...]
     redo: dict[Trial, TrialResult] = field(default_factory=dict)  # pending though there is this result
     skipped: dict[Trial, Trial] = field(default_factory=dict)  # need more memory than this one, which ran out of it
-    begun: dict[Trial, History] = field(default_factory=dict)  # pending, and what was done of them
+    begun: dict[Trial, History] = field(default_factory=dict)  # pending, and what was done that can be gone on from
     running: frozenset[Trial] = frozenset()  # pending, and at work in another process
 
     def count_epochs(self, trial: Trial) -> int:
@@ -45,13 +45,18 @@ class Plan:
     @property
     def of_other_code(self) -> list[Trial]:
         """Finished by another state of catseg's source than the one that is running."""
-        code = compute_code_hash()
+        code = CODE_HASH
         finished = (trial for trial, result in self.results.items() if result.status == "finished")
         return [trial for trial in finished if self.results[trial].environment.get("code") != code]
 
 
 def make_plan(
-    experiment: Experiment, data: Data, folder: Path, retry: Collection[str] = (), rerun: bool = False
+    experiment: Experiment,
+    data: Data,
+    folder: Path,
+    device_type: str,
+    retry: Collection[str] = (),
+    rerun: bool = False,
 ) -> Plan:
     """What is done and what is left. Failures count as done unless their kind is in `retry`.
 
@@ -78,10 +83,21 @@ def make_plan(
         pending.append(trial)
         trial_folder = folders.get(keys[trial])
         if trial_folder is not None and trial not in redo:
-            begun[trial] = journal.read_history(trial_folder)
+            history = journal.read_history(trial_folder)
+            if is_like_now(history, device_type):
+                begun[trial] = history
             if journal.is_running(trial_folder):
                 running.add(trial)
     return Plan(keys, results, tuple(pending), redo, skipped, begun, frozenset(running))
+
+
+def is_like_now(history: History, device_type: str) -> bool:
+    """Whether what is there was made by the same source and torch on such a device: else going on is no beginning."""
+    if history.started is None:
+        return True
+    environment = history.started["environment"]
+    before = environment.get("code"), environment.get("torch"), history.started["device"].partition(":")[0]
+    return before == (CODE_HASH, torch.__version__, device_type)
 
 
 def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:

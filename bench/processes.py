@@ -7,7 +7,9 @@ Knows nothing of what runs in it.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -26,14 +28,27 @@ def start_process(name: str, work: Callable[..., None], *arguments: Any) -> tupl
     ours, theirs = context.Pipe()
     environment = dict(os.environ)  # the server's own is that of when it was started
     process = context.Process(target=_begin, args=(environment, work, theirs, *arguments), daemon=True, name=name)
-    process.start()
+    with _signals_held_back():
+        process.start()
     theirs.close()  # the process's copy is now the only one: its death ends the stream
     return process, ours
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A terminal and a batch system signal every process of a job, but the driver alone answers.
+
+    What is blocked here stays blocked in the server that forks, if this starts it, and in all that it forks.
+    """
+    resource_tracker.ensure_running()  # would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(environment: dict[str, str], work: Callable[..., None], *arguments: Any) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for signum in EXIT_CODES:  # a terminal and a batch system signal every process of a job: the driver alone answers
-        signal.signal(signum, signal.SIG_IGN)
     work(*arguments)

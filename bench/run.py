@@ -37,6 +37,7 @@ from catseg.device import (
     release_memory,
     reset_peak_memory,
 )
+from catseg.errors import InputError
 from catseg.inference import evaluate, predict_fitted
 from catseg.metrics import compute_metrics
 from catseg.photo import encode_png, paint_panel
@@ -68,15 +69,23 @@ def execute(
 
     Asked to stop, it ends after the step, with a checkpoint that loses nothing.
     """
-    device = choose_device(device_name)
     try:
+        device = choose_device(device_name)
         yield from _train(task, train_set, val_set, device, stop)
     except NonFiniteError as error:
         yield Failed("nonfinite", str(error))
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except InputError as error:
+        yield Failed("data", "; ".join(error.problems))
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
             raise
-        yield Failed("oom", str(error).splitlines()[0])
+        yield Failed("oom", str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch's own kind, and what numpy, a CPU's allocator and CUDA's libraries say instead."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def _train(
@@ -105,7 +114,8 @@ def _train(
             yield EpochDone(event.number, _name_metrics(event), event.train_seconds, event.val_seconds)
             if event.number == 1:
                 yield Overlays("first", 1, _draw_panels(training.model, val_set, config, device))
-            is_due = time.monotonic() - last_checkpoint >= task.checkpoint_every_seconds
+            epoch_seconds = event.train_seconds + event.val_seconds  # after the next one it might be too late
+            is_due = time.monotonic() - last_checkpoint + epoch_seconds >= task.checkpoint_every_seconds
             if is_due and event.number < config.epochs and not stop.asked:
                 yield _make_checkpoint(training)
                 last_checkpoint = time.monotonic()

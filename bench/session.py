@@ -24,7 +24,7 @@ from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.run import score_test
 from bench.stops import listen
 from bench.store import format_ui_hint
-from bench.terminal import ProgressView, format_bytes, format_plan, print_ranking, warn_of_leaks
+from bench.terminal import ProgressView, format_bytes, format_plan, make_console, print_ranking, warn_of_leaks
 from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Trial, TrialResult
 from catseg.dataset import Data, load_data
 from catseg.device import choose_device
@@ -68,13 +68,13 @@ def parse_kinds(text: str) -> list[str]:
 
 def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | None, rules: Rules) -> int:
     """Do what is missing and rank all of it. 0: all finished; 1: some trial failed; else as a stop asks for."""
-    console = Console(soft_wrap=True, highlight=False)
-    choose_device(rules.device)
+    console = make_console()
+    device = choose_device(rules.device)
     experiment = load_experiment(grid, folders, only)
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
     folder = make_experiment_folder(experiment.name)
-    plan = make_plan(experiment, data, folder, rules.retry, rules.rerun)
+    plan = make_plan(experiment, data, folder, device.type, rules.retry, rules.rerun)
     _check_disk(folder, plan, rules.jobs)
     console.print(format_plan(experiment, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
@@ -84,7 +84,8 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             _show_outcome(console, data, ordered, outcome.skipped)
-            if experiment.data.test and rank(ordered):
+            all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
+            if experiment.data.test and rank(ordered) and all_ended:  # the winner of a part is no winner
                 _score_winner(console, experiment, rank(ordered)[0], folder, mirror, rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
     if outcome.problem:
@@ -111,16 +112,15 @@ def _run(
                 for trial, event in running:
                     view.show(trial, event)
                     _note(outcome, trial, event)
-                    has_failed = isinstance(event, TrialResult) and event.status == "failed"
-                    if rules.fail_fast and has_failed and stop.exit_code is None:
-                        stop.exit_code = FAILED
+                    if rules.fail_fast and isinstance(event, TrialResult) and event.status == "failed":
+                        stop.asked = True
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error
             outcome.problem = (
                 f"{where}: cannot be written ({reason}); what is finished is kept: "
                 "make room or mend it, and the same command goes on"
             )
-        outcome.exit_code = stop.exit_code if stop.exit_code != FAILED else None
+        outcome.exit_code = stop.exit_code
     return outcome
 
 
@@ -159,7 +159,10 @@ def _score_winner(
     """The test photos see one model: the one that validation chose. Of two sessions one scores it."""
     source = experiment.data.test
     assert source is not None
-    trial_folder = journal.list_folders(folder)[winner.key]
+    trial_folder = journal.list_folders(folder).get(winner.key)
+    if trial_folder is None or journal.is_running(trial_folder):
+        console.print(f"Test: another session does {winner.name} anew; the same command scores what wins then")
+        return
     with hold(trial_folder / "lock"):
         metrics = journal.read_test(trial_folder, source)
         if metrics is None:

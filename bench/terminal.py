@@ -5,8 +5,11 @@ Knows nothing of files or MLflow.
 """
 
 import math
+import os
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,6 +38,39 @@ from catseg.dataset import Data, Leak
 PLAIN_EVERY_SECONDS = 10.0  # between epoch lines when piped
 NUM_LEAKS_NAMED = 3  # of many; `bench data check` names all
 MAX_ROWS = 100  # of a ranking: nobody reads ten thousand
+
+
+class _LastingOutput:
+    """Standard output, and nothing instead once nobody reads it: a closed terminal, a `tee` that was killed.
+
+    What is said is worth less than what is trained: saying it must not end the training.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return call(*arguments)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())  # what its buffer holds, too, goes there
+            os.close(null)
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def make_console() -> Console:
+    """What the commands that may run for hours print on."""
+    return Console(file=cast(IO[str], _LastingOutput()), soft_wrap=True, highlight=False)
 
 
 class ProgressView:

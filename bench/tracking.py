@@ -63,6 +63,7 @@ class Tracker:
         self._client = _connect()
         self.experiment_id = _find_or_make_experiment(self._client, experiment_folder.name)
         self._runs: dict[str, _Run] = {}  # by execution, as far as they were asked for
+        self._num_requests = 0  # that changed something
 
     def look_through(self) -> None:
         """Ask for all runs at once: faster than one by one for who is about to mirror many folders."""
@@ -84,10 +85,12 @@ class Tracker:
         run = self._runs.get(execution)
         if run is not None and (run.is_deleted or (digest and run.tags.get(MIRRORED) == digest)):
             return False  # what somebody deleted in MLflow stays deleted
-        history, result = read_history(folder), read_result(folder)
+        result = read_result(folder)  # first: the history of a trial with a result is all of it
+        history = read_history(folder)
         status = _tell_status(folder, result)
         if run is None and status == "KILLED" and not history.num_durable:
             return False  # it left nothing that counts
+        num_requests = self._num_requests
         run = run or self._make_run(settings, history)
         if run.steps is None:
             self._ask_for_details(run)
@@ -99,7 +102,7 @@ class Tracker:
         self._set_status(run, status, history)
         if digest:
             self._set_tags(run, {MIRRORED: digest})
-        return True
+        return self._num_requests > num_requests
 
     def close_orphans(self, folders: list[Path]) -> None:
         """Runs of this journal that say RUNNING and whose folder is no more: they were killed."""
@@ -154,6 +157,7 @@ class Tracker:
             "journal": _name_journal(),
             "grid": settings["grid"],
         } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
+        self._num_requests += 1
         made = self._client.create_run(
             self.experiment_id, start_time=history.begun_ms, tags=tags, run_name=_name_run(settings["name"])
         )
@@ -177,6 +181,7 @@ class Tracker:
         if not run.has_params:
             varying_first = sorted(settings["settings"].items(), key=lambda item: item[0] not in settings["varying"])
             params = [Param(name, str(value)) for name, value in varying_first]
+            self._num_requests += 1
             self._client.log_batch(run.run_id, params=params, synchronous=True)
             run.has_params = True
         if history.started is not None:
@@ -184,9 +189,10 @@ class Tracker:
             self._set_tags(run, facts)  # no metric yet: val/miou must be the first
 
     def _send_epochs(self, run: _Run, history: History, result: TrialResult | None) -> None:
-        """Those that no kill takes back; all, once the trial has ended. Each with the time at which it was."""
+        """Those that no kill takes back, each with the time at which it was; all, once nothing will go on from them."""
         assert run.steps is not None
-        epochs = [line for line in history.epochs if result is not None or line["epoch"] <= history.num_durable]
+        is_final = result is not None and (result.status == "finished" or not history.num_durable)
+        epochs = [line for line in history.epochs if is_final or line["epoch"] <= history.num_durable]
         missing = [line for line in epochs if line["epoch"] not in run.steps]
         for start in range(0, len(missing), EPOCHS_PER_CALL):
             lines = missing[start : start + EPOCHS_PER_CALL]
@@ -228,6 +234,7 @@ class Tracker:
                     self._client.delete_tag(run.run_id, tag)
         if status == run.status:
             return
+        self._num_requests += 1
         if status == "RUNNING":
             self._client.update_run(run.run_id, status=status)
         else:
@@ -240,6 +247,7 @@ class Tracker:
         missing = {name: value for name, value in tags.items() if run.tags.get(name) != value}
         if missing:
             entities = [RunTag(name, value) for name, value in missing.items()]
+            self._num_requests += 1
             self._client.log_batch(run.run_id, tags=entities, synchronous=True)
             run.tags |= missing
 
@@ -248,6 +256,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         entities = [Metric(name, value, ms, step) for metrics, step, ms in points for name, value in metrics.items()]
+        self._num_requests += 1
         self._client.log_batch(run.run_id, metrics=entities, synchronous=True)
 
 

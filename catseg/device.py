@@ -4,10 +4,8 @@ In:  `auto`, `cpu`, `cuda`, `float32`, ...   Out: torch devices and dtypes, seco
 Knows nothing of models or data.
 """
 
-import ctypes
 import gc
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -59,19 +57,16 @@ def read_clock(device: torch.device) -> float:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what an earlier trial of this process no longer needs, so that the next one's peak is its own."""
+    """Give back what an earlier training of this process no longer needs, so that the next one's peak is its own."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none
-        if trim is not None:
-            trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring anew, where the system can (CUDA; Linux, by /proc/self/clear_refs)."""
     if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # a device named by its number is not initialised by asking for its peak
         torch.cuda.reset_peak_memory_stats(device)
         return
     clear_refs = Path("/proc/self/clear_refs")

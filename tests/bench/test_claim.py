@@ -194,12 +194,15 @@ def test_a_checkpoint_file_whose_line_was_never_written_counts_for_nothing(begin
 
 
 def test_what_a_kill_between_commit_and_removal_left_is_removed_later(begin):
-    folder = begin().folder
+    claim = begin()
+    folder = claim.folder
     (folder / "checkpoint-0002-000000.safetensors").write_bytes(b"state")
-    (folder / "result.json").write_text("{}")
+    remove_old_checkpoints(folder)
+    assert list_checkpoints(folder)  # it has not finished: another session may be at it
+    claim.commit(RESULT)
+    (folder / "checkpoint-0002-000000.safetensors").write_bytes(b"state")
     remove_old_checkpoints(folder)
     assert list_checkpoints(folder) == []
-    assert (folder / "result.json").is_file()
     remove_old_checkpoints(folder / "nowhere")
 
 
@@ -220,11 +223,11 @@ def test_what_is_done_over_is_put_aside_whole_and_its_folder_stays_held(begin, h
     claim = begin()
     claim.write_event(Weights("best", 2, b"old weights"))
     claim.commit(RESULT)
-    fresh = start_over(experiment_folder, claim)
+    fresh, old = start_over(experiment_folder, claim)
     assert fresh.folder == claim.folder
     assert [path.name for path in fresh.folder.iterdir()] == ["lock"]
     assert hold_trial() is None
-    (old,) = journal.list_superseded(experiment_folder)
+    assert journal.list_superseded(experiment_folder) == [old]
     assert (old / "best.safetensors").read_bytes() == b"old weights"
     assert list_folders(experiment_folder) == {KEY: fresh.folder}
     fresh.begin(TRIAL, KEY, FACTS)
@@ -344,6 +347,13 @@ def test_bytes_that_are_not_what_was_written_end_a_history(begin):
         lines, num_bytes = journal.read_lines(path)
         assert num_bytes == whole.rfind(b"\n", 0, place) + 1
         assert len(lines) == whole[:place].count(b"\n")
+
+
+def test_a_trial_knows_the_machines_that_its_epochs_were_trained_on(begin):
+    claim = begin()
+    for epoch, machine in ((0, "lost"), (0, "a"), (1, "a"), (2, "b")):
+        claim.write_event(Started("cpu", "float32", {"machine_fingerprint": machine}, epoch))
+    assert read_history(claim.folder).machines == {"a", "b"}
 
 
 def test_an_epoch_that_a_resume_did_over_counts_once(begin):

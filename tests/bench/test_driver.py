@@ -11,11 +11,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import claim as claims
 from bench.claim import make_experiment_folder, take
 from bench.driver import run_pending
 from bench.engine import LocalEngine
+from bench.environment import CODE_HASH
 from bench.grid import load_experiment
 from bench.journal import list_folders, list_superseded, read_history, read_result
 from bench.plan import make_plan
@@ -65,7 +67,7 @@ def drive(workplace, write_grid):
         experiment = load_experiment(write_grid(**grid), {}, None)
         data = load_data(experiment.data, [trial.train.image_size for trial in experiment.trials])
         folder = make_experiment_folder("tiny")
-        plan = make_plan(experiment, data, folder, retry, rerun)
+        plan = make_plan(experiment, data, folder, "cpu", retry, rerun)
         with closing(engine_class(data.sets, "cpu", jobs)) as engine:
             yield from run_pending(experiment, data, plan, folder, engine, mirror or NoMirror(), stop or Stop())
 
@@ -171,7 +173,7 @@ class ScriptedEngine:
     def wait(self, seconds):
         trial, number = self.trial, self.attempts.get(self.trial, 0)
         self.attempts[trial] = number + 1
-        yield trial, Started("cpu", "float32", {"code": "x"})
+        yield trial, Started("cpu", "float32", {"code": CODE_HASH, "torch": torch.__version__})
         self.trial = None
         yield trial, type(self).script(trial, number)
 
@@ -246,7 +248,7 @@ def _stop_after(drive, num_epochs):
         events.append((trial, event))
         seen += isinstance(event, EpochDone)
         if seen == num_epochs:
-            stop.exit_code = 130
+            stop.asked = True
     kinds = [type(event) for _, event in events]
     assert TrialResult in kinds or kinds[-2:] == [Checkpoint, Stopped]
     assert kinds.count(Stopping) <= 1

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
 from bench.engine import LocalEngine, _choose_place
-from bench.run import Task
+from bench.run import Task, _is_out_of_memory
 from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
 from catseg.train import TrainConfig
@@ -183,7 +185,21 @@ def test_closing_the_engine_ends_the_process(sets):
 # --- from trial to trial -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_kept_for_the_next_trial_and_computes_the_same_in_it(sets, events):
+def test_on_a_cpu_every_trial_has_a_fresh_worker_for_memory_of_others_would_count_in_its_peak(sets):
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(make_trial(1), CLASSES))
+        list(follow(engine))
+        assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def kept_workers(monkeypatch):
+    """Workers are kept from trial to trial, as on a GPU."""
+    monkeypatch.setattr(LocalEngine, "device_type", "cuda")
+
+
+@pytest.mark.usefixtures("kept_workers")
+def test_on_a_gpu_a_worker_is_kept_for_the_next_trial_and_computes_the_same_in_it(sets, events):
     with closing(LocalEngine({32: sets}, "cpu")) as engine:
         engine.start(Task(make_trial(1, seed=7), CLASSES))
         list(follow(engine))
@@ -205,6 +221,7 @@ def test_a_worker_in_which_a_trial_failed_is_replaced(sets):
         assert multiprocessing.active_children() != [worker]
 
 
+@pytest.mark.usefixtures("kept_workers")
 def test_a_worker_killed_between_two_trials_costs_the_next_one_nothing(sets):
     with closing(LocalEngine({32: sets}, "cpu")) as engine:
         engine.start(Task(make_trial(1), CLASSES))
@@ -268,14 +285,18 @@ def test_a_checkpoint_is_made_after_every_epoch_or_at_the_interval_whichever_is_
 
 
 def test_a_worker_that_says_nothing_for_too_long_is_ended_and_the_trial_timed_out(sets):
-    with closing(LocalEngine({32: sets}, "cpu", silence_seconds=0.5)) as engine:
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
         engine.start(Task(make_trial(10_000), CLASSES))
+        engine._silence_seconds = 600  # until it works
+        worker = None
         while True:
             for _, event in engine.wait(0.1):
                 if isinstance(event, EpochDone) and event.epoch == 1:
                     (worker,) = multiprocessing.active_children()
                     os.kill(worker.pid, signal.SIGSTOP)
+                    engine._silence_seconds = 0.5
                 if isinstance(event, Failed):
+                    assert worker is not None
                     assert event.kind == "timeout"
                     assert not multiprocessing.active_children()
                     return
@@ -290,6 +311,19 @@ def test_a_worker_leaves_signals_to_the_driver(sets):
     assert isinstance(event, Finished)
 
 
+def test_a_worker_whose_forking_server_was_killed_with_it_was_killed_and_the_next_one_works(sets):
+    """Nobody is left who could tell its exit code."""
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        engine.start(Task(make_trial(10_000), CLASSES))
+        for event in follow(engine):
+            if isinstance(event, EpochDone) and event.epoch == 1:
+                os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        assert event.kind == "killed"
+        engine.start(Task(make_trial(1), CLASSES))
+        assert isinstance(list(follow(engine))[-1], Finished)
+
+
 def test_several_gpus_are_given_out_in_turn(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [_choose_place("auto", place) for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
@@ -298,6 +332,21 @@ def test_several_gpus_are_given_out_in_turn(monkeypatch):
 
 
 # --- out of memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error, is_it):
+    assert _is_out_of_memory(error) == is_it
 
 
 OUT_OF_MEMORY = """

@@ -17,7 +17,7 @@ GRID = """
 experiment: tiny
 data: {train: photos}
 base: {init_features: 2, image_size: 32, batch_size: 4, loss: dice}
-grid: {epochs: [1, 400]}
+grid: {epochs: [1, 800]}
 """
 OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
@@ -44,7 +44,7 @@ def start_long_run(tracked_workplace, start_bench, list_runs, wait_until):
 def find_trials(folder):
     """The short one's and the long one's folder."""
     folders = {path.name.partition("-")[0]: path for path in list_folders(folder / "mlruns/journal/tiny").values()}
-    return folders.get("epochs=1"), folders.get("epochs=400")
+    return folders.get("epochs=1"), folders.get("epochs=800")
 
 
 def count_epochs(folder):
@@ -60,7 +60,7 @@ def check_that_the_rest_is_done(bench, folder, list_runs):
     again = bench("run", "--grid", "grid.yaml")
     assert (again.exit_code, "2 trials, 1 done, 1 to do" in again.stdout) == (0, True)
     assert [run.info.status for run in list_runs(folder)] == ["FINISHED", "FINISHED"]
-    assert [line["epoch"] for line in read_history(long_one).epochs] == list(range(1, 401))
+    assert [line["epoch"] for line in read_history(long_one).epochs] == list(range(1, 801))
     assert not [path for path in long_one.iterdir() if path.name.startswith((".", "checkpoint"))]
 
 
@@ -76,11 +76,15 @@ def test_every_signal_stops_after_the_step_with_a_checkpoint_and_the_same_comman
         (signal.SIGUSR1, 143),
     ):
         process = start_long_run()
-        os.killpg(process.pid, signum)  # a terminal and a batch system signal all processes of a job
+        if signum == signal.SIGTERM:
+            process.send_signal(signum)
+        else:
+            os.killpg(process.pid, signum)  # a terminal and a batch system signal all processes of a job
         output, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (exit_code, "")
         assert "once more to stop at once" in output
         assert "stopped; all is kept, the same command goes on" in output
+        assert [run.info.status for run in list_runs(tracked_workplace)] == ["FINISHED", "KILLED"]
         wait_until(lambda pid=process.pid: not list_session(pid))
         history = read_history(find_trials(tracked_workplace)[1])
         assert history.checkpoints
@@ -108,6 +112,39 @@ def test_an_impatient_second_ctrl_c_stops_at_once_and_leaves_nothing_that_the_sa
     assert process.communicate(timeout=60)[1] == ""
     wait_until(lambda: not list_session(process.pid))
     check_that_the_rest_is_done(bench, tracked_workplace, list_runs)
+
+
+@pytest.mark.slow
+def test_a_stop_keeps_its_manners_when_nobody_reads_what_is_said(
+    start_long_run, tracked_workplace, bench, list_runs, list_session, wait_until
+):
+    """As with `bench run | tee log`: Ctrl-C ends the tee, too. And a closed terminal sends its signal twice."""
+    for signums, exit_code in (((signal.SIGINT,), 130), ((signal.SIGHUP, signal.SIGHUP), 129)):
+        process = start_long_run()
+        process.stdout.close()
+        for signum in signums:
+            process.send_signal(signum)
+            time.sleep(0.02)
+        assert process.wait(timeout=60) == exit_code
+        assert process.stderr.read() == ""
+        wait_until(lambda pid=process.pid: not list_session(pid))
+        assert read_history(find_trials(tracked_workplace)[1]).checkpoints
+    check_that_the_rest_is_done(bench, tracked_workplace, list_runs)
+
+
+@pytest.mark.slow
+def test_what_was_started_to_ignore_a_closed_terminal_ignores_it(start_long_run, tracked_workplace):
+    """nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start_long_run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    epochs = count_epochs(tracked_workplace)
+    time.sleep(1)
+    assert process.poll() is None
+    assert count_epochs(tracked_workplace) > epochs
 
 
 @pytest.mark.slow

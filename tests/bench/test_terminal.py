@@ -1,13 +1,25 @@
 """The order of results, and what a person sees of them: in a terminal, and in a pipe."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
 from bench.compare import list_failed, rank
-from bench.terminal import ProgressView, format_seconds, print_ranking
-from bench.trial import EpochDone, Started, Trial, TrialResult
+from bench.terminal import ProgressView, format_bytes, format_seconds, print_ranking
+from bench.trial import (
+    Elsewhere,
+    EpochDone,
+    Failed,
+    Retried,
+    Skipped,
+    Started,
+    Stopped,
+    Stopping,
+    Trial,
+    TrialResult,
+)
 from catseg.train import TrainConfig
 from catseg.unet import UNetConfig
 
@@ -112,6 +124,57 @@ def test_a_trial_that_fails_before_it_starts_is_counted_too():
     first, second = make_trial(0.1), make_trial(0.2)
     lines = show([(first, fail(first)), (second, fail(second))], [first, second]).splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["1/2", "2/2"]
+
+
+def test_what_is_tried_again_gone_on_with_left_out_waited_for_or_stopped_is_said_in_a_line_each():
+    trial, larger, other = make_trial(0.1), make_trial(0.2), make_trial(0.3)
+    events = [
+        (trial, dataclasses.replace(STARTED, epoch=1)),
+        (trial, Retried(Failed("killed", "from outside"), 1, 2)),
+        (larger, Skipped(larger.name, trial.name)),
+        (other, Elsewhere()),
+        (trial, Stopping()),
+        (other, Stopping()),
+        (trial, Stopped(1)),
+    ]
+    lines = show(events, [trial, larger, other]).splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [
+        "goes on after epoch 1 of 2",
+        "killed: from outside; trying again (1 of 2)",
+        "SKIPPED",
+        "at work in another session, waited for",
+        "stopping after this step, with a checkpoint; once more to stop at once",
+        "stopped after epoch 1 of 2, kept",
+    ]
+    assert all("lr=0." in line for number, line in enumerate(lines) if number != 4)
+
+
+def test_of_a_trial_that_goes_on_the_time_left_counts_what_is_left_of_it(monkeypatch):
+    """Half of it was done before; half of the rest took 30 s here, so 30 s are left."""
+    clock = iter([0.0, 0.0, *[30.0] * 20])
+    monkeypatch.setattr("bench.terminal.time.monotonic", lambda: next(clock))
+    trial = make_trial(epochs=4)
+    text = show([(trial, dataclasses.replace(STARTED, epoch=2)), (trial, make_epoch(3, 0.5))], [trial])
+    assert "left 30 s" in text.splitlines()[-1]
+
+
+def test_only_the_first_hundred_of_a_ranking_are_shown_and_the_others_counted():
+    results = [finish(make_trial(lr=0.001 + number / 10_000), 0.5) for number in range(103)]
+    text = print_to_text(results)
+    assert "100" in text
+    assert "... and 3 below" in text
+
+
+def test_a_trial_that_ran_on_several_machines_is_no_machines_timing():
+    mixed = dataclasses.replace(finish(make_trial()), environment=ENVIRONMENT | {"machine_fingerprint": "mixed"})
+    assert "several machines or numbers of threads in one trial" in " ".join(print_to_text([mixed]).split())
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 MiB"), (12 * 2**20, "12 MiB"), (1500 * 2**20, "1.5 GiB"), (2**40, "1024.0 GiB")]
+)
+def test_bytes_are_written_as_people_say_them(num_bytes, text):
+    assert format_bytes(num_bytes) == text
 
 
 def test_the_best_so_far_counts_earlier_sessions_and_earlier_epochs():

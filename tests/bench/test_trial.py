@@ -68,5 +68,26 @@ def test_every_setting_has_one_name_and_stands_in_the_settings():
     assert tuple(TRIAL.settings) == SETTINGS
 
 
+@pytest.mark.parametrize(
+    ("changes", "needs_more"),
+    [
+        ({"init_features": 16}, True),
+        ({"image_size": 256, "batch_size": 16}, True),
+        ({"init_features": 16, "image_size": 64}, False),  # wider, but smaller: nobody knows
+        ({"init_features": 4}, False),
+        ({}, False),
+        ({"init_features": 16, "loss": "dice"}, False),
+        ({"init_features": 16, "optimizer": "adam"}, False),
+        ({"init_features": 16, "precision": "float32"}, False),
+        ({"init_features": 16, "lr": 0.02, "seed": 1}, True),
+    ],
+)
+def test_a_trial_needs_more_memory_than_another_if_nothing_of_it_is_smaller(changes, needs_more):
+    other = TRIAL
+    for setting, value in changes.items():
+        other = change(other, setting, value)
+    assert other.needs_more_than(TRIAL) == needs_more
+
+
 def test_a_trial_crosses_a_process_border_unchanged():
     assert pickle.loads(pickle.dumps(TRIAL)) == TRIAL

@@ -1,0 +1,171 @@
+"""What is done, what is left, how long it takes and how much room it needs, from what the journal says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from bench import plan as planning
+from bench.claim import make_experiment_folder, take
+from bench.plan import compute_work, estimate_bytes, estimate_seconds, make_plan
+from bench.trial import Checkpoint, EpochDone, Experiment, Started, Trial, TrialResult
+from catseg.dataset import Data, DataConfig, PhotoSet
+from catseg.train import TrainConfig
+from catseg.unet import UNetConfig
+
+NUM_TRAIN, NUM_VAL = 8, 4
+CODE = planning.CODE_HASH
+PARAMETERS = 30_751  # of a network of two features, summed by hand
+
+
+def make_trial(**settings):
+    return Trial(UNetConfig(2), TrainConfig(image_size=32, epochs=4, batch_size=2, **settings), ("lr",))
+
+
+TRIALS = tuple(make_trial(lr=lr) for lr in (0.1, 0.2, 0.3, 0.4))
+EXPERIMENT = Experiment("grid.yaml", "tiny", DataConfig("photos"), TRIALS)
+
+
+def make_set(num_photos):
+    empty = np.zeros((num_photos, 32, 32), np.uint8)
+    return PhotoSet(tuple(map(str, range(num_photos))), np.zeros((num_photos, 32, 32, 3), np.uint8), empty, (), ())
+
+
+DATA = Data({32: (make_set(NUM_TRAIN), make_set(NUM_VAL))}, "data", val_is_train=False)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_experiment_folder("tiny")
+
+
+@pytest.fixture
+def begin(folder):
+    """begin(trial, *events): the trial, begun, with these events in its journal."""
+    held = []
+
+    def make(trial, *events):
+        claim = take(folder, trial, trial.make_key("data"))
+        held.append(claim)
+        claim.begin(trial, trial.make_key("data"), {})
+        for event in events:
+            claim.write_event(event)
+        return claim
+
+    yield make
+    for claim in held:
+        claim.release()
+
+
+def make_result(trial, **changes):
+    result = TrialResult(
+        key=trial.make_key("data"),
+        name=trial.name,
+        settings=trial.settings,
+        status="finished",
+        metrics={"val/miou": 0.5, "cost/train_seconds": 8.0},
+        best_epoch=1,
+        failure=None,
+        reason="",
+        environment={"code": CODE},
+        seconds=10.0,
+    )
+    return dataclasses.replace(result, **changes)
+
+
+STARTED = Started("cpu", "float32", {"code": CODE, "torch": torch.__version__})
+FAILED = {"status": "failed", "failure": "killed", "metrics": {}, "best_epoch": None}
+
+
+def test_every_trial_is_what_the_journal_says_of_it(folder, begin):
+    begin(TRIALS[0], STARTED).commit(make_result(TRIALS[0]))
+    begin(TRIALS[1], STARTED).commit(make_result(TRIALS[1], **FAILED))
+    stopped = begin(
+        TRIALS[2], STARTED, EpochDone(1, {}, 1.0, 1.0), EpochDone(2, {}, 1.0, 1.0), Checkpoint(2, 0, 0, b"")
+    )
+    stopped.release()
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert plan.results.keys() == {TRIALS[0], TRIALS[1]}
+    assert plan.pending == (TRIALS[2], TRIALS[3])
+    assert [plan.count_epochs(trial) for trial in plan.pending] == [2, 0]
+    assert plan.running == set()
+    begin(TRIALS[3])
+    assert make_plan(EXPERIMENT, DATA, folder, "cpu").running == {TRIALS[3]}
+
+
+def test_what_other_code_torch_or_another_device_has_begun_is_not_gone_on_from(folder, begin):
+    environments = {"code": "another"}, {"torch": "1.0"}, {}
+    devices = "cpu", "cpu", "cuda:0"
+    for trial, environment, device in zip(TRIALS, environments, devices, strict=False):
+        started = Started(device, "float32", STARTED.environment | environment)
+        begin(trial, started, EpochDone(1, {}, 1.0, 1.0), Checkpoint(1, 0, 0, b""))
+    begin(TRIALS[3], STARTED, EpochDone(1, {}, 1.0, 1.0), Checkpoint(1, 0, 0, b""))
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert [plan.count_epochs(trial) for trial in TRIALS] == [0, 0, 0, 1]
+
+
+def test_a_failure_is_to_be_tried_again_if_its_kind_is_named(folder, begin):
+    failed = make_result(TRIALS[0], **FAILED)
+    begin(TRIALS[0]).commit(failed)
+    assert make_plan(EXPERIMENT, DATA, folder, "cpu", retry=["oom"]).pending == TRIALS[1:]
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu", retry=["oom", "killed"])
+    assert (plan.pending, plan.redo) == (TRIALS, {TRIALS[0]: failed})
+
+
+def test_what_other_code_finished_is_named_and_to_be_done_anew_if_that_is_asked_for(folder, begin):
+    begin(TRIALS[0]).commit(make_result(TRIALS[0]))
+    begin(TRIALS[1]).commit(make_result(TRIALS[1], environment={"code": "another"}))
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert (plan.of_other_code, plan.pending) == ([TRIALS[1]], TRIALS[2:])
+    assert make_plan(EXPERIMENT, DATA, folder, "cpu", rerun=True).pending == TRIALS[1:]
+
+
+def test_trials_that_need_more_than_one_that_ran_out_of_memory_are_skipped_until_it_is_tried_again(folder, begin):
+    larger = dataclasses.replace(TRIALS[0], unet=UNetConfig(4))
+    experiment = dataclasses.replace(EXPERIMENT, trials=(TRIALS[0], larger))
+    begin(TRIALS[0]).commit(make_result(TRIALS[0], **FAILED | {"failure": "oom"}))
+    plan = make_plan(experiment, DATA, folder, "cpu")
+    assert (plan.skipped, plan.pending) == ({larger: TRIALS[0]}, ())
+    assert make_plan(experiment, DATA, folder, "cpu", retry=["oom"]).pending == (TRIALS[0], larger)
+
+
+def test_the_time_left_comes_from_finished_trials_and_what_is_kept_of_a_begun_one_is_not_counted(folder, begin):
+    """Two trials to do that are like the finished one of 10 s, half of one of them kept: 5 s and 10 s."""
+    begin(TRIALS[0]).commit(make_result(TRIALS[0]))
+    begin(TRIALS[1]).commit(make_result(TRIALS[1], **FAILED))
+    begin(TRIALS[2], STARTED, EpochDone(2, {}, 9.0, 9.0), Checkpoint(2, 0, 0, b""))
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(15.0)
+
+
+def test_the_time_left_comes_from_the_epochs_of_begun_trials_where_none_has_finished(folder, begin):
+    """An epoch takes 3 s: 4 trials of 4 epochs, less the one that is kept."""
+    begin(TRIALS[0], STARTED, EpochDone(1, {}, 2.0, 1.0), Checkpoint(1, 0, 0, b""))
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(3.0 * 15)
+
+
+def test_the_time_left_comes_from_one_step_where_nothing_has_begun(folder, monkeypatch):
+    """A step of 2 photos takes 1 s: 4 trials of 4 epochs of 4 steps."""
+    monkeypatch.setattr(planning, "measure_step_seconds", lambda trial, device: 1.0)
+    plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
+    assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(64.0)
+
+
+def test_work_grows_with_epochs_width_and_area():
+    trial = TRIALS[0]
+    work = compute_work(trial, DATA)
+    assert compute_work(trial, DATA, epochs_done=1) == pytest.approx(work * 3 / 4)
+    larger = dataclasses.replace(trial, train=dataclasses.replace(trial.train, image_size=64))
+    assert compute_work(larger, DATA) == pytest.approx(4 * work)
+    assert compute_work(dataclasses.replace(trial, unet=UNetConfig(4)), DATA) > work
+
+
+def test_the_room_that_trials_need_is_that_of_their_weights_twice_and_of_the_checkpoints_at_work():
+    """Best and last weights, four bytes each, here and in MLflow; two checkpoints of 16 bytes a parameter; 2 MiB."""
+    one = 2 * (8 * PARAMETERS + 2 * 2**20)
+    assert estimate_bytes(TRIALS[:1], jobs=1) == one + 32 * PARAMETERS
+    assert estimate_bytes(TRIALS, jobs=2) == 4 * one + 2 * 32 * PARAMETERS
+    assert estimate_bytes((), jobs=2) == 0
