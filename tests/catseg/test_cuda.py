@@ -1,0 +1,38 @@
+"""What only a GPU can show; skipped without one."""
+
+import pytest
+import torch
+
+from catseg.checkpoint import dump_training, load_training
+from catseg.device import measure_peak_mib, reset_peak_memory
+from catseg.train import Epoch, TrainConfig, advance, make_training
+from catseg.unet import UNetConfig, make_unet
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_training_stopped_in_the_middle_of_an_epoch_goes_on_from_the_same_state(make_set, precision):
+    """Sums on a GPU may differ in the last place from one run to the next: the state is compared, then it goes on."""
+    config = TrainConfig(image_size=32, epochs=2, batch_size=2, precision=precision)
+    train_set, val_set = make_set(5), make_set(3)
+    training = make_training(make_unet(UNetConfig(4), 0), config, 5, GPU)
+    for number, _ in enumerate(advance(training, train_set, val_set), 1):
+        training.stopping = number == 8  # an epoch of 3 steps, 2 batches validated and its end; then 2 steps
+    assert (training.epoch, len(training.losses)) == (1, 2)
+    data = dump_training(training)
+    again = make_training(make_unet(UNetConfig(4), 1), config, 5, GPU)
+    load_training(data, again)
+    assert dump_training(again) == data
+    assert {value.device for value in again.model.state_dict().values()} == {GPU}
+    (epoch,) = [event for event in advance(again, train_set, val_set) if isinstance(event, Epoch)]
+    assert (epoch.number, again.best is not None) == (2, True)
+
+
+def test_peak_memory_of_a_gpu_named_by_its_number_can_be_asked_for_first():
+    reset_peak_memory(GPU)
+    kept = torch.ones(2**20, device=GPU)
+    assert measure_peak_mib(GPU) >= 4
+    assert kept.sum() == 2**20
