@@ -7,6 +7,7 @@ Knows nothing of what runs in it.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -15,6 +16,8 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from bench.stops import EXIT_CODES
+
+PAUSES_SECONDS = (0.1, 0.5)  # between tries to start one
 
 
 def start_process(name: str, work: Callable[..., None], *arguments: Any) -> tuple[ForkServerProcess, Connection]:
@@ -25,13 +28,23 @@ def start_process(name: str, work: Callable[..., None], *arguments: Any) -> tupl
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.run", "torch._dynamo"])
-    ours, theirs = context.Pipe()
     environment = dict(os.environ)  # the server's own is that of when it was started
-    process = context.Process(target=_begin, args=(environment, work, theirs, *arguments), daemon=True, name=name)
-    with _signals_held_back():
-        process.start()
-    theirs.close()  # the process's copy is now the only one: its death ends the stream
-    return process, ours
+    for pause_seconds in (*PAUSES_SECONDS, None):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_begin, args=(environment, work, theirs, *arguments), daemon=True, name=name)
+        try:
+            with _signals_held_back():
+                process.start()
+        except (OSError, EOFError):
+            ours.close()
+            if pause_seconds is None:
+                raise
+            time.sleep(pause_seconds)  # the server is dying, and not yet seen to be dead: then another one is started
+        else:
+            return process, ours
+        finally:
+            theirs.close()  # the process's copy is now the only one: its death ends the stream
+    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager

@@ -317,8 +317,9 @@ def test_a_worker_whose_forking_server_was_killed_with_it_was_killed_and_the_nex
         engine.start(Task(make_trial(10_000), CLASSES))
         for event in follow(engine):
             if isinstance(event, EpochDone) and event.epoch == 1:
+                (worker,) = multiprocessing.active_children()
                 os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
-                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+                os.kill(worker.pid, signal.SIGKILL)
         assert event.kind == "killed"
         engine.start(Task(make_trial(1), CLASSES))
         assert isinstance(list(follow(engine))[-1], Finished)
