@@ -18,6 +18,7 @@ UI_PORT = 5000
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends on a server
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 holds up a dead server's caller for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
