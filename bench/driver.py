@@ -98,7 +98,6 @@ class _Driver:
     redo: dict[Trial, TrialResult]  # those of them that have a result which does not count
     running: dict[Trial, Claim] = field(default_factory=dict)
     num_failures: Counter[Trial] = field(default_factory=Counter)  # since the last checkpoint
-    environments: dict[Trial, dict[str, str]] = field(default_factory=dict)
     elsewhere: set[Trial] = field(default_factory=set)  # it was said of them
     has_asked: bool = False  # the workers to stop
 
@@ -169,8 +168,6 @@ class _Driver:
         claim.write_event(event)
         yield trial, event
         match event:
-            case Started():
-                self.environments[trial] = event.environment
             case Checkpoint():
                 self.num_failures[trial] = 0
             case Stopped():
@@ -219,13 +216,14 @@ class _Driver:
             best_epoch=event.best_epoch if isinstance(event, Finished) else None,
             failure=event.kind if isinstance(event, Failed) else None,
             reason=event.reason if isinstance(event, Failed) else "",
-            environment=_describe_machines(self.environments.get(trial, {}), history),
+            environment=_describe_machines(history),
             data_fingerprint=self.data.fingerprint,
             seconds=history.seconds,
             files=claim.describe_files() if isinstance(event, Finished) else {},
         )
 
 
-def _describe_machines(environment: dict[str, str], history: History) -> dict[str, str]:
+def _describe_machines(history: History) -> dict[str, str]:
     """Where a trial ran. Gone on with on another machine or with other threads, its seconds compare with nobody's."""
+    environment: dict[str, str] = history.started["environment"] if history.started else {}
     return environment if len(history.machines) < 2 else environment | {"machine_fingerprint": MIXED}

@@ -10,11 +10,11 @@ Knows nothing of MLflow or of how a trial runs; bench/claim.py writes.
             lock                 held by the one process that runs this trial
             settings.json        what is trained, on which data
             events.jsonl         a line per event, each with its checksum
-            checkpoint-<epoch>-<step>.safetensors    the last two, until the trial ends
+            checkpoint-<epoch>-<step>.safetensors    the last two, until the trial has finished
             best.safetensors   last.safetensors   overlays/*.png   per_photo.json
             result.json          the commit: there is a result if and only if this file is there, whole
             result-<n>.json      earlier results, which `--retry` had tried again
-        superseded/<trial name>-<key>-<n>/           what `--rerun` did anew
+        superseded/<trial name>-<key>-<n>/           what was done anew, as it was
 
 Any process may read at any time, without a lock. A kill or a power cut leaves every file whole or
 absent, and of events.jsonl the lines before the cut: what is torn is nowhere taken for something.

@@ -153,12 +153,7 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
                 elif not _was_signed(file, signature):
                     tracker.forget()
                 _sign(file, signature)
-                for folder in list(left):
-                    del left[folder]
-                    left[folder] = None  # last: if it cannot be sent, others come before it the next time
-                    tracker.mirror(folder)
-                    del left[folder]
-                    _tell(link, Status(len(left), False, "", experiment_id))
+                _send_left(link, tracker, left)
             pause, problem = 0.0, ""
         except _DriverGone:
             raise
@@ -172,6 +167,16 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
                 left |= dict.fromkeys(sorted(link.recv()))
             except (EOFError, OSError):
                 raise _DriverGone from None
+
+
+def _send_left(link: Connection, tracker: Tracker, left: dict[Path, None]) -> None:
+    """Mirror folder after folder, and take each from the list."""
+    for folder in list(left):
+        del left[folder]
+        left[folder] = None  # last: if it cannot be sent, others come before it the next time
+        tracker.mirror(folder)
+        del left[folder]
+        _tell(link, Status(len(left), False, "", tracker.experiment_id))
 
 
 def _was_signed(lock: IO[bytes], signature: bytes) -> bool:

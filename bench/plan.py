@@ -45,9 +45,8 @@ class Plan:
     @property
     def of_other_code(self) -> list[Trial]:
         """Finished by another state of catseg's source than the one that is running."""
-        code = CODE_HASH
         finished = (trial for trial, result in self.results.items() if result.status == "finished")
-        return [trial for trial in finished if self.results[trial].environment.get("code") != code]
+        return [trial for trial in finished if self.results[trial].environment.get("code") != CODE_HASH]
 
 
 def make_plan(

@@ -24,7 +24,15 @@ from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.run import score_test
 from bench.stops import listen
 from bench.store import format_ui_hint
-from bench.terminal import ProgressView, format_bytes, format_plan, make_console, print_ranking, warn_of_leaks
+from bench.terminal import (
+    ProgressView,
+    format_bytes,
+    format_plan,
+    format_skipped,
+    make_console,
+    print_ranking,
+    warn_of_leaks,
+)
 from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Trial, TrialResult
 from catseg.dataset import Data, load_data
 from catseg.device import choose_device
@@ -147,7 +155,7 @@ def _check_disk(folder: Path, plan: Plan, jobs: int) -> None:
 def _show_outcome(console: Console, data: Data, results: list[TrialResult], skipped: list[Skipped]) -> None:
     print_ranking(console, results)
     for trial in skipped:
-        console.print(f"SKIPPED  {trial.name}: needs more memory than {trial.culprit}, which ran out of it")
+        console.print(format_skipped(trial.name, trial.culprit), markup=False)
     if data.val_is_train:
         console.print("Validated on the training photos: this shows what was memorised, not skill.")
     warn_of_leaks(console, data.leaks)

@@ -122,7 +122,7 @@ class ProgressView:
                 self._print(f"stopped after epoch {epoch} of {trial.train.epochs}, kept  {trial.name}")
             case Skipped(name, culprit):
                 self._end(trial)
-                self._print(f"SKIPPED  {name}: needs more memory than {culprit}, which ran out of it")
+                self._print(format_skipped(name, culprit))
             case TrialResult():
                 self._end(trial)
                 self._show_result(event)
@@ -252,6 +252,11 @@ def format_plan(experiment: Experiment, data: Data, plan: Plan) -> str:
             "`bench run --rerun` does them anew and keeps the old"
         )
     return line
+
+
+def format_skipped(name: str, culprit: str) -> str:
+    """Why a trial was left out, by its name and the other's."""
+    return f"SKIPPED  {name}: needs more memory than {culprit}, which ran out of it"
 
 
 def warn_of_leaks(console: Console, leaks: Sequence[Leak]) -> None:

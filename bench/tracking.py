@@ -33,9 +33,13 @@ OVERLAY_STEPS = {"best": 0, "first": 1}
 # An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
 THUMBNAIL_NAME = re.compile(r"overlays\W(\d+)\Wstep\W(\d+)\W.*\.webp")
 
-FILES = {"settings.json": None, "per_photo.json": None, "best.safetensors": "checkpoints"} | {
-    "last.safetensors": "checkpoints"
-}
+# What a run keeps of a trial's folder, and in which folder of its own.
+FILES = (
+    ("settings.json", None),
+    ("per_photo.json", None),
+    ("best.safetensors", "checkpoints"),
+    ("last.safetensors", "checkpoints"),
+)
 MAKING = ".mlflow-"  # where a new store is made, until it is whole
 EPOCHS_PER_CALL = 25  # a server takes at most 1000 metrics in one
 LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
@@ -63,7 +67,7 @@ class Tracker:
         self._client = _connect()
         self.experiment_id = _find_or_make_experiment(self._client, experiment_folder.name)
         self._runs: dict[str, _Run] = {}  # by execution, as far as they were asked for
-        self._num_requests = 0  # that changed something
+        self._num_changes = 0
 
     def look_through(self) -> None:
         """Ask for all runs at once: faster than one by one for who is about to mirror many folders."""
@@ -90,7 +94,7 @@ class Tracker:
         status = _tell_status(folder, result)
         if run is None and status == "KILLED" and not history.num_durable:
             return False  # it left nothing that counts
-        num_requests = self._num_requests
+        num_changes = self._num_changes
         run = run or self._make_run(settings, history)
         if run.steps is None:
             self._ask_for_details(run)
@@ -102,7 +106,7 @@ class Tracker:
         self._set_status(run, status, history)
         if digest:
             self._set_tags(run, {MIRRORED: digest})
-        return self._num_requests > num_requests
+        return self._num_changes > num_changes
 
     def close_orphans(self, folders: list[Path]) -> None:
         """Runs of this journal that say RUNNING and whose folder is no more: they were killed."""
@@ -157,9 +161,12 @@ class Tracker:
             "journal": _name_journal(),
             "grid": settings["grid"],
         } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
-        self._num_requests += 1
-        made = self._client.create_run(
-            self.experiment_id, start_time=history.begun_ms, tags=tags, run_name=_name_run(settings["name"])
+        made = self._change(
+            self._client.create_run,
+            self.experiment_id,
+            start_time=history.begun_ms,
+            tags=tags,
+            run_name=_name_run(settings["name"]),
         )
         run = _Run(made.info.run_id, "RUNNING", tags, is_deleted=False, has_params=False, steps=set())
         self._runs[settings["execution"]] = run
@@ -181,8 +188,7 @@ class Tracker:
         if not run.has_params:
             varying_first = sorted(settings["settings"].items(), key=lambda item: item[0] not in settings["varying"])
             params = [Param(name, str(value)) for name, value in varying_first]
-            self._num_requests += 1
-            self._client.log_batch(run.run_id, params=params, synchronous=True)
+            self._change(self._client.log_batch, run.run_id, params=params, synchronous=True)
             run.has_params = True
         if history.started is not None:
             facts = {name: history.started[name] for name in ("device", "precision")} | history.started["environment"]
@@ -207,7 +213,8 @@ class Tracker:
                 if (name, step) in run.images or not path.is_file():
                     continue
                 with Image.open(path) as image:
-                    self._client.log_image(run.run_id, image, key=f"overlays/{name}", step=step, synchronous=True)
+                    key = f"overlays/{name}"
+                    self._change(self._client.log_image, run.run_id, image, key=key, step=step, synchronous=True)
                 run.images.add((name, step))
 
     def _send_result(self, run: _Run, folder: Path, history: History, result: TrialResult) -> None:
@@ -223,23 +230,27 @@ class Tracker:
         test = read_json(folder / "test.json")
         if test is not None:
             self._send_metrics(run, [(test["metrics"], 0, ended_ms)])
-        for name, artifact_path in FILES.items():
+        for name, artifact_path in FILES:
             if (folder / name).is_file():
-                self._client.log_artifact(run.run_id, str(folder / name), artifact_path)
+                self._change(self._client.log_artifact, run.run_id, str(folder / name), artifact_path)
 
     def _set_status(self, run: _Run, status: str, history: History) -> None:
         if status != "FAILED":
             for tag in FAILURE_TAGS:  # of an attempt before the last
                 if run.tags.pop(tag, None) is not None:
-                    self._client.delete_tag(run.run_id, tag)
+                    self._change(self._client.delete_tag, run.run_id, tag)
         if status == run.status:
             return
-        self._num_requests += 1
         if status == "RUNNING":
-            self._client.update_run(run.run_id, status=status)
+            self._change(self._client.update_run, run.run_id, status=status)
         else:
-            self._client.set_terminated(run.run_id, status, history.ended_ms)
+            self._change(self._client.set_terminated, run.run_id, status, history.ended_ms)
         run.status = status
+
+    def _change(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Make a request that changes a run, and count it."""
+        self._num_changes += 1
+        return request(*arguments, **options)
 
     def _set_tags(self, run: _Run, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -247,8 +258,7 @@ class Tracker:
         missing = {name: value for name, value in tags.items() if run.tags.get(name) != value}
         if missing:
             entities = [RunTag(name, value) for name, value in missing.items()]
-            self._num_requests += 1
-            self._client.log_batch(run.run_id, tags=entities, synchronous=True)
+            self._change(self._client.log_batch, run.run_id, tags=entities, synchronous=True)
             run.tags |= missing
 
     def _send_metrics(self, run: _Run, points: list[tuple[dict[str, float], int, int]]) -> None:
@@ -256,8 +266,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         entities = [Metric(name, value, ms, step) for metrics, step, ms in points for name, value in metrics.items()]
-        self._num_requests += 1
-        self._client.log_batch(run.run_id, metrics=entities, synchronous=True)
+        self._change(self._client.log_batch, run.run_id, metrics=entities, synchronous=True)
 
 
 @contextmanager
