@@ -1,5 +1,6 @@
 """A workplace for the harness's tests: tiny photos, tiny grids, MLflow's store made once, real `bench` processes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.request
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,62 @@ def _ask(port, path, **content):
 def ask():
     """ask(port, path, **content): the answer of a server on this machine."""
     return _ask
+
+
+class _NoMirror:
+    """MLflow has tests of its own; the driver only tells of what changed."""
+
+    def __init__(self):
+        self.told = set()
+
+    def notify(self, folder):
+        self.told.add(folder)
+
+    def pump(self):
+        pass
+
+
+@pytest.fixture(scope="session")
+def silent_mirror():
+    """silent_mirror(): what the driver tells of changes to where nothing is sent; `told` is what it heard."""
+    return _NoMirror
+
+
+@pytest.fixture
+def drive(workplace, write_grid):
+    """drive(**grid): the driver at work on a grid, as (trial, event) pairs."""
+
+    from bench.claim import make_experiment_folder
+    from bench.driver import run_pending
+    from bench.engine import LocalEngine
+    from bench.grid import load_experiment
+    from bench.plan import make_plan
+    from bench.stops import Stop
+    from catseg.dataset import load_data
+
+    def start(mirror=None, stop=None, engine_class=LocalEngine, retry=(), rerun=False, jobs=1, **grid):
+        experiment = load_experiment(write_grid(**grid), {}, None)
+        data = load_data(experiment.data, [trial.train.image_size for trial in experiment.trials])
+        folder = make_experiment_folder("tiny")
+        plan = make_plan(experiment, data, folder, "cpu", retry, rerun)
+        with closing(engine_class(data.sets, "cpu", jobs)) as engine:
+            yield from run_pending(experiment, data, plan, folder, engine, mirror or _NoMirror(), stop or Stop())
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def hash_weights():
+    """sha256 of what every trial of an experiment left, by its key."""
+
+    def compute(experiment_folder=Path("mlruns/journal/tiny")):
+        from bench.journal import list_folders
+
+        return {
+            key: [
+                hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("best", "last")
+            ]
+            for key, folder in list_folders(experiment_folder).items()
+        }
+
+    return compute

@@ -1,42 +1,31 @@
-"""The driver decides and writes: what is tried again or left out, who does what beside others, disks that fail."""
+"""The driver decides and writes: what is tried again or left out, who does what beside others."""
 
-import errno
-import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import claim as claims
-from bench.claim import make_experiment_folder, take
-from bench.driver import run_pending
-from bench.engine import LocalEngine
+from bench.claim import take
 from bench.environment import CODE_HASH
-from bench.grid import load_experiment
 from bench.journal import list_folders, list_superseded, read_history, read_result
-from bench.plan import make_plan
-from bench.run import StopRequest, execute
 from bench.stops import Stop
 from bench.trial import (
     Checkpoint,
     EpochDone,
     Failed,
-    Finished,
     Retried,
     Skipped,
     Started,
-    StepDone,
     Stopped,
     Stopping,
     TrialResult,
 )
-from catseg.dataset import load_data
 
 TWO = {"grid": "loss: [dice, bce_dice]"}
 LONG = {
@@ -46,34 +35,6 @@ LONG = {
 }
 
 
-class NoMirror:
-    """MLflow has tests of its own; the driver only tells of what changed."""
-
-    def __init__(self):
-        self.told = set()
-
-    def notify(self, folder):
-        self.told.add(folder)
-
-    def pump(self):
-        pass
-
-
-@pytest.fixture
-def drive(workplace, write_grid):
-    """drive(**grid): the driver at work on a grid, as (trial, event) pairs."""
-
-    def start(mirror=None, stop=None, engine_class=LocalEngine, retry=(), rerun=False, jobs=1, **grid):
-        experiment = load_experiment(write_grid(**grid), {}, None)
-        data = load_data(experiment.data, [trial.train.image_size for trial in experiment.trials])
-        folder = make_experiment_folder("tiny")
-        plan = make_plan(experiment, data, folder, "cpu", retry, rerun)
-        with closing(engine_class(data.sets, "cpu", jobs)) as engine:
-            yield from run_pending(experiment, data, plan, folder, engine, mirror or NoMirror(), stop or Stop())
-
-    return start
-
-
 FOLDER = Path("mlruns/journal/tiny")
 
 
@@ -81,21 +42,13 @@ def list_results(pairs):
     return [event for _, event in pairs if isinstance(event, TrialResult)]
 
 
-def hash_weights():
-    """sha256 of what every trial left, by its key."""
-    return {
-        key: [hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("best", "last")]
-        for key, folder in list_folders(FOLDER).items()
-    }
-
-
 def find_worker():
     (worker,) = multiprocessing.active_children()
     return worker
 
 
-def test_an_event_is_on_disk_before_anyone_sees_it_and_mlflow_hears_of_every_trial(drive):
-    mirror = NoMirror()
+def test_an_event_is_on_disk_before_anyone_sees_it_and_mlflow_hears_of_every_trial(drive, silent_mirror):
+    mirror = silent_mirror()
     for _, event in drive(mirror, **TWO):
         if isinstance(event, EpochDone):
             assert any(
@@ -119,7 +72,7 @@ def test_a_result_says_how_long_a_worker_was_at_it_and_what_stands_beside_it(dri
 # --- lost workers --------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_worker_costs_what_came_after_the_last_checkpoint_and_not_a_bit_of_the_result(drive):
+def test_a_lost_worker_costs_what_came_after_the_last_checkpoint_and_not_a_bit_of_the_result(drive, hash_weights):
     list(drive(**LONG))
     undisturbed = hash_weights()
     (folder,) = list_folders(FOLDER).values()
@@ -223,7 +176,7 @@ def test_after_a_trial_ran_out_of_memory_those_that_need_strictly_more_are_left_
 # --- stops ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_keeps_what_was_done_of_a_trial_and_the_next_session_goes_on_to_the_same_bit(drive):
+def test_a_stop_keeps_what_was_done_of_a_trial_and_the_next_session_goes_on_to_the_same_bit(drive, hash_weights):
     list(drive(**LONG))
     undisturbed = hash_weights()
     (folder,) = list_folders(FOLDER).values()
@@ -333,112 +286,3 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from_and_what_it_had_is_kept_
     assert next(event for _, event in events if isinstance(event, Started)).epoch == 0
     (old,) = list_superseded(FOLDER)
     assert read_history(old).num_durable >= 2
-
-
-# --- a disk that fails ---------------------------------------------------------------------------------------------
-
-CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "ftruncate")
-
-
-class FailingDisk:
-    """The n-th call that changes anything below the journal fails."""
-
-    def __init__(self, monkeypatch, number, code):
-        self.number, self.code, self.count = number, code, 0
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
-
-    def _wrap(self, name, original):
-        def call(target, *arguments, **options):
-            flags = arguments[0] if name == "open" and arguments else 0
-            is_ours = not (name == "open" and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0)
-            if is_ours and self._is_in_journal(target):
-                self.count += 1
-                if self.count == self.number:
-                    raise OSError(self.code, os.strerror(self.code), str(target))
-            return original(target, *arguments, **options)
-
-        return call
-
-    @staticmethod
-    def _is_in_journal(target):
-        if isinstance(target, int):
-            try:
-                target = Path(f"/proc/self/fd/{target}").readlink()
-            except OSError:
-                return False
-        return "mlruns/journal" in str(target)
-
-
-class InlineEngine:
-    """Trains in this process: what fails is the driver's disk, and a worker writes nothing."""
-
-    device_type = "cpu"
-
-    def __init__(self, sets, device_name, jobs):
-        self.sets, self.trial, self.events = sets, None, None
-
-    @property
-    def num_free(self):
-        return self.trial is None
-
-    def start(self, task):
-        self.trial = task.trial
-        self.events = execute(task, *self.sets[task.trial.train.image_size], "cpu", StopRequest())
-
-    def wait(self, seconds):
-        event = next(self.events)
-        trial = self.trial
-        if isinstance(event, Finished | Failed):
-            self.trial = None
-        if not isinstance(event, StepDone):
-            yield trial, event
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def frozen_garbage():
-    """Every trial has the garbage collected, which with all of pytest loaded takes longer than the trial."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("frozen_garbage")
-def test_the_nth_open_write_fsync_or_rename_fails_and_the_same_command_does_the_rest(drive, monkeypatch):
-    """n = 1, 2, 3, ... until a grid passes untouched. After each failure: whole results only, then the same ones."""
-    grid = TWO | {"name": "tiny\ncheckpoint_every_seconds: 0", "engine_class": InlineEngine}
-    list(drive(**grid))
-    undisturbed = hash_weights()
-    FOLDER.rename("mlruns/undisturbed")
-    number, num_failures = 0, 0
-    while True:
-        number += 1
-        code = (errno.ENOSPC, errno.EIO)[number % 2]
-        with monkeypatch.context() as patch:
-            disk = FailingDisk(patch, number, code)
-            try:
-                list(drive(**grid))
-            except OSError as error:
-                assert error.errno == code
-                num_failures += 1
-            except Exception as error:
-                assert getattr(error, "problems", None), f"call {number}: {error!r}"
-                num_failures += 1
-        if disk.count < number:
-            break
-        for key, folder in list_folders(FOLDER).items():
-            result = read_result(folder)
-            assert result is None or (result.key, result.status) == (key, "finished"), number
-        list(drive(**grid))
-        assert hash_weights() == undisturbed, f"call {number}"
-        for folder in list_folders(FOLDER).values():
-            assert read_result(folder).status == "finished"
-            assert [line["epoch"] for line in read_history(folder).epochs] == [1, 2]
-            assert not list(folder.glob(".*")), f"call {number}"
-            assert not list(folder.glob("checkpoint-*")), f"call {number}"
-        FOLDER.rename(f"mlruns/{number}")
-    assert num_failures > 40
