@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from catseg.upsample import upsample_beside
+
 WIDTHS = (1, 2, 4, 8, 16)  # of the five levels, times init_features
 STRIDE = 2 ** (len(WIDTHS) - 1)  # H and W must be divisible by it
 
@@ -51,7 +53,7 @@ class UNet(nn.Module):
             x = self.pool(x)
         x = self.bottleneck(x)
         for upsampler, decoder, skip in zip(self.upsamplers, self.decoders, reversed(skips), strict=True):
-            x = decoder(torch.cat((upsampler(x), skip), dim=1))
+            x = decoder(upsample_beside(upsampler, x, skip))
         logits_BKHW: torch.Tensor = self.head(x)
         return logits_BKHW
 
