@@ -19,8 +19,7 @@ from bench.trial import CHECKPOINT_EVERY_SECONDS, SETTINGS, Experiment, Trial
 from catseg.dataset import SAME_AS_TRAIN, DataConfig
 from catseg.errors import InputError
 from catseg.sample import SAMPLE
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 MAX_BYTES, MAX_TRIALS = 1_000_000, 10_000
 TOP_KEYS = ("experiment", "data", "base", "grid", "seeds", "checkpoint_every_seconds")

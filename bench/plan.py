@@ -18,7 +18,8 @@ from bench.journal import History
 from bench.run import measure_step_seconds
 from bench.trial import Experiment, Trial, TrialResult
 from catseg.dataset import Data
-from catseg.unet import UNet, UNetConfig, compute_forward_gflop, count_parameters
+from catseg.settings import UNetConfig, compute_forward_gflop
+from catseg.unet import UNet, count_parameters
 
 # Bytes a parameter: the best and the last weights; two checkpoints of weights, best weights and two moments of Adam.
 WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 16

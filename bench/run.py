@@ -41,8 +41,9 @@ from catseg.errors import InputError
 from catseg.inference import evaluate, predict_fitted
 from catseg.metrics import compute_metrics
 from catseg.photo import encode_png, paint_panel
-from catseg.train import Epoch, NonFiniteError, TrainConfig, Training, advance, make_training
-from catseg.unet import UNet, compute_forward_gflop, count_parameters, make_unet
+from catseg.settings import TrainConfig, compute_forward_gflop
+from catseg.train import Epoch, NonFiniteError, Training, advance, make_training
+from catseg.unet import UNet, count_parameters, make_unet
 
 
 @dataclass(frozen=True)

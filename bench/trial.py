@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from catseg.dataset import DataConfig
-from catseg.train import RECIPE_VERSION, TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import RECIPE_VERSION, TrainConfig, UNetConfig
 
 FailureKind = Literal["oom", "nonfinite", "killed", "timeout", "data", "crash"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)

@@ -15,8 +15,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.errors import InputError
+from catseg.settings import STRIDE, UNetConfig
 from catseg.train import Best, Epoch, Training
-from catseg.unet import STRIDE, UNet, UNetConfig
+from catseg.unet import UNet
 
 FORMAT = "catseg-unet-1"
 TRAINING_FORMAT = "catseg-training-1"

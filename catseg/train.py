@@ -7,7 +7,6 @@ Knows nothing of files, grids or tracking.      (N photos, B batch, K classes, S
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,40 +17,10 @@ from catseg.device import autocast, choose_precision, read_clock
 from catseg.inference import evaluate_batches, place, pool, to_input
 from catseg.losses import compute_loss
 from catseg.metrics import Counts, compute_metrics
-from catseg.unet import STRIDE, UNet
-
-RECIPE_VERSION = 1  # raised whenever the same settings give other numbers
+from catseg.settings import TrainConfig
+from catseg.unet import UNet
 
 ADAM_BETAS = (0.9, 0.999)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    lr: float = 0.002  # the highest of the schedule
-    image_size: int = 128  # px, side of the square that photos are fitted into
-    loss: Literal["dice", "bce_dice"] = "bce_dice"
-    epochs: int = 12
-    batch_size: int = 8
-    seed: int = 0  # of the weights and of the order of photos
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    weight_decay: float = 0.01  # AdamW's; Adam has none
-    schedule: Literal["constant", "one_cycle"] = "one_cycle"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed: must be below 2**63, got {self.seed}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr: must be above 0 and finite, got {self.lr}")
-        if not 0 <= self.weight_decay < 1:
-            raise ValueError(f"weight_decay: must be 0 to below 1, got {self.weight_decay}")
-        if not (2 * STRIDE <= self.image_size <= 4096 and self.image_size % STRIDE == 0):
-            raise ValueError(
-                f"image_size: must be a multiple of {STRIDE} from {2 * STRIDE} to 4096, got {self.image_size}"
-            )
 
 
 @dataclass(frozen=True)

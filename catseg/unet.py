@@ -4,27 +4,11 @@ In:  photo_B3HW, floats 0..1, H and W divisible by 16.   Out: logits_BKHW.
 Knows nothing of files, losses or training.      (B batch, K classes, H height, W width in pixels)
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from catseg.settings import STRIDE, WIDTHS, UNetConfig
 from catseg.upsample import upsample_beside
-
-WIDTHS = (1, 2, 4, 8, 16)  # of the five levels, times init_features
-STRIDE = 2 ** (len(WIDTHS) - 1)  # H and W must be divisible by it
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    init_features: int = 16  # channels of the first level; parameters and FLOPs grow with its square
-    num_classes: int = 1  # foreground classes, one logit each
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.init_features <= 512:
-            raise ValueError(f"init_features: must be 1 to 512, got {self.init_features}")
-        if not 1 <= self.num_classes <= 254:
-            raise ValueError(f"num_classes: must be 1 to 254, got {self.num_classes}")
 
 
 class UNet(nn.Module):
@@ -80,12 +64,3 @@ def make_unet(config: UNetConfig, seed: int) -> UNet:
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def compute_forward_gflop(init_features: int, image_size: int) -> float:
-    """Billions of floating-point operations of one photo's forward pass; training takes three times that.
-
-    Convolutions only, a multiply-add counted as two, for 3 channels in and 1 class out; equals
-    torch's FlopCounterMode.
-    """
-    return (358 * init_features**2 + 56 * init_features) * image_size**2 / 1e9

@@ -34,24 +34,25 @@ ALLOWED = {
     "catseg.server": {"pooch", "requests", "urllib3", "catseg.errors"},
     "catseg.pets": {"numpy", "catseg.archive", "catseg.errors", "catseg.files", "catseg.folder", "catseg.photo"}
     | {"catseg.server", "catseg.voc"},
-    "catseg.unet": {"torch"},
+    "catseg.settings": set(),
+    "catseg.unet": {"torch", "catseg.settings"},
     "catseg.device": {"torch", "catseg.errors"},
     "catseg.losses": {"torch", "catseg.photo"},
     "catseg.metrics": {"numpy", "torch", "catseg.photo"},
     "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
     | {"catseg.photo", "catseg.unet"},
     "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
-    | {"catseg.metrics", "catseg.unet"},
-    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.train", "catseg.unet"},
+    | {"catseg.metrics", "catseg.settings", "catseg.unet"},
+    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.settings", "catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo", "catseg.unet"},
     "bench": set(),
-    "bench.trial": {"catseg.dataset", "catseg.train", "catseg.unet"},
-    "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.sample", "catseg.train"}
-    | {"catseg.unet"},
+    "bench.trial": {"catseg.dataset", "catseg.settings"},
+    "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.sample", "catseg.settings"},
     "bench.environment": {"torch", "catseg"},
     "bench.run": {"torch", "bench.environment", "bench.trial", "catseg.checkpoint", "catseg.dataset", "catseg.device"}
-    | {"catseg.errors", "catseg.inference", "catseg.metrics", "catseg.photo", "catseg.train", "catseg.unet"},
+    | {"catseg.errors", "catseg.inference", "catseg.metrics", "catseg.photo", "catseg.settings", "catseg.train"}
+    | {"catseg.unet"},
     "bench.stops": set(),
     "bench.processes": {"bench.stops"},
     "bench.engine": {
@@ -70,7 +71,7 @@ ALLOWED = {
     "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
     "bench.compare": {"bench.trial"},
     "bench.plan": {"torch", "bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
-    | {"catseg.unet"},
+    | {"catseg.settings", "catseg.unet"},
     "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
@@ -247,8 +248,9 @@ import torch
 from catseg.dataset import read_pairs
 from catseg.folder import Pair
 from catseg.sample import draw_photo
-from catseg.train import TrainConfig, train
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig
+from catseg.train import train
+from catseg.unet import make_unet
 
 pairs = [Pair(str(number), lambda number=number: draw_photo(number)) for number in range(4)]
 photos = read_pairs(pairs, [32])[32]

@@ -24,8 +24,7 @@ from bench.trial import (
     TrialResult,
     Weights,
 )
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 TRIAL = Trial(UNetConfig(2), TrainConfig(image_size=32, epochs=2), ("lr", "loss"))
 KEY = TRIAL.make_key("data")

@@ -20,8 +20,7 @@ from bench.engine import LocalEngine, _choose_place
 from bench.run import Task, _is_out_of_memory
 from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat",)
@@ -356,8 +355,7 @@ import numpy as np
 from bench.run import StopRequest, Task, execute
 from bench.trial import Trial
 from catseg.dataset import PhotoSet
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 import torch._dynamo  # which the first optimizer loads: not under the limit
 
@@ -382,8 +380,7 @@ ALL_CORES = """
 import sys
 from bench.trial import Trial
 from catseg.dataset import DataConfig, load_data
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 from tests.bench.test_engine import list_losses, run
 
 if __name__ == "__main__":

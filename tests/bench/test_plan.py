@@ -11,8 +11,7 @@ from bench.claim import make_experiment_folder, take
 from bench.plan import compute_work, estimate_bytes, estimate_seconds, make_plan
 from bench.trial import Checkpoint, EpochDone, Experiment, Started, Trial, TrialResult
 from catseg.dataset import Data, DataConfig, PhotoSet
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 NUM_TRAIN, NUM_VAL = 8, 4
 CODE = planning.CODE_HASH

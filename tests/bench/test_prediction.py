@@ -11,7 +11,8 @@ from PIL import Image
 from catseg.checkpoint import ModelCard, dump_model
 from catseg.folder import list_pairs
 from catseg.labelme import load_labels
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import UNetConfig
+from catseg.unet import make_unet
 
 CARD = ModelCard(UNetConfig(2), ("cat",), image_size=32, epoch=1)
 

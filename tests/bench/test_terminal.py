@@ -20,8 +20,7 @@ from bench.trial import (
     Trial,
     TrialResult,
 )
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 ENVIRONMENT = {"cpu": "Example CPU", "gpu": "none", "threads": "2", "torch": "2.13.0"}
 VARYING = ("init_features", "lr", "image_size", "loss")

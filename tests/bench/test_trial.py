@@ -7,8 +7,7 @@ import pytest
 
 import bench.trial
 from bench.trial import SETTINGS, Trial
-from catseg.train import TrainConfig
-from catseg.unet import UNetConfig
+from catseg.settings import TrainConfig, UNetConfig
 
 TRIAL = Trial(UNetConfig(8), TrainConfig(lr=0.01, epochs=3), ("lr",))
 

@@ -23,7 +23,8 @@ from catseg.device import (
 from catseg.inference import to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
-from catseg.unet import UNetConfig, compute_forward_gflop, make_unet
+from catseg.settings import UNetConfig, compute_forward_gflop
+from catseg.unet import make_unet
 
 BATCH, ROUNDS, WARMUP_ROUNDS = 8, 10, 3
 

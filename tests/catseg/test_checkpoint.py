@@ -12,7 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.checkpoint import FORMAT, ModelCard, dump_model, load_model
-from catseg.unet import UNet, UNetConfig, make_unet
+from catseg.settings import UNetConfig
+from catseg.unet import UNet, make_unet
 
 CARD = ModelCard(UNetConfig(2, num_classes=2), ("cat", "猫"), image_size=32, epoch=7)
 

@@ -5,8 +5,9 @@ import torch
 
 from catseg.checkpoint import dump_training, load_training
 from catseg.device import measure_peak_mib, reset_peak_memory
-from catseg.train import Epoch, TrainConfig, advance, make_training
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig
+from catseg.train import Epoch, advance, make_training
+from catseg.unet import make_unet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

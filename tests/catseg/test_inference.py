@@ -21,8 +21,9 @@ from catseg.inference import (
 from catseg.losses import LOSSES, compute_loss
 from catseg.metrics import count_pixels
 from catseg.photo import VOID, fit_mask, fit_photo
-from catseg.train import TrainConfig, train
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig
+from catseg.train import train
+from catseg.unet import make_unet
 
 CPU = torch.device("cpu")
 LOSS = "bce_dice"

@@ -12,7 +12,8 @@ from catseg.dataset import load_photo_set
 from catseg.errors import InputError
 from catseg.photo import read_photo
 from catseg.predict import Prediction, predict, write_predictions
-from catseg.unet import UNet, UNetConfig, make_unet
+from catseg.settings import UNetConfig
+from catseg.unet import UNet, make_unet
 
 CPU = torch.device("cpu")
 CARD = ModelCard(UNetConfig(2), ("cat",), image_size=32, epoch=1)

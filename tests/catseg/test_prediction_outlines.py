@@ -18,7 +18,7 @@ from catseg.folder import list_pairs
 from catseg.labelme import load_labels
 from catseg.photo import read_photo
 from catseg.predict import estimate_iou, list_photos, predict, write_predictions
-from catseg.unet import UNetConfig
+from catseg.settings import UNetConfig
 
 CPU = torch.device("cpu")
 CARD = ModelCard(UNetConfig(2), ("cat",), image_size=32, epoch=1)

@@ -14,8 +14,9 @@ from safetensors.torch import save as save_tensors
 
 from catseg.checkpoint import TRAINING_FORMAT, dump_training, load_training
 from catseg.dataset import PhotoSet
-from catseg.train import Epoch, TrainConfig, Training, advance, make_training
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig
+from catseg.train import Epoch, Training, advance, make_training
+from catseg.unet import make_unet
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(lr=0.02, image_size=32, epochs=3, batch_size=2, precision="float32")

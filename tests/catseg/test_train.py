@@ -11,8 +11,9 @@ from catseg.dataset import PhotoSet
 from catseg.inference import to_input
 from catseg.losses import LOSSES, compute_loss
 from catseg.metrics import compute_metrics
-from catseg.train import SCHEDULES, Epoch, NonFiniteError, Step, TrainConfig, advance, make_training, train
-from catseg.unet import UNet, UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig
+from catseg.train import SCHEDULES, Epoch, NonFiniteError, Step, advance, make_training, train
+from catseg.unet import UNet, make_unet
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(image_size=32, epochs=2, batch_size=4, precision="float32")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from catseg.unet import STRIDE, UNet, UNetConfig, compute_forward_gflop, count_parameters, make_unet
+from catseg.settings import STRIDE, UNetConfig, compute_forward_gflop
+from catseg.unet import UNet, count_parameters, make_unet
 
 
 def make_photos(num: int = 2, height: int = 32, width: int = 48) -> torch.Tensor:
