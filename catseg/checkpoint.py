@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.errors import InputError
+from catseg.optimizer import list_views
 from catseg.settings import STRIDE, UNetConfig
 from catseg.train import Best, Epoch, Training
 from catseg.unet import UNet
@@ -134,7 +135,7 @@ def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str,
     weights = training.model.state_dict()
     like = {f"model.{name}": tensor for name, tensor in weights.items()} | {"random.cpu": torch.get_rng_state()}
     if facts["epoch"] or facts["num_losses"]:
-        for index, parameter in enumerate(training.model.parameters()):
+        for index, parameter in enumerate(list_views(training.optimizer)):
             like |= {f"optimizer.{index}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
             like[f"optimizer.{index}.step"] = torch.empty(())
     if facts["num_losses"]:
@@ -151,13 +152,9 @@ def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str,
 def _restore(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     training.model.load_state_dict(_take(tensors, "model."), strict=True)
     states: dict[int, dict[str, torch.Tensor]] = {}
-    parameters = list(training.model.parameters())
     for name, value in _take(tensors, "optimizer.").items():
         index, _, key = name.partition(".")
-        like = parameters[int(index)]
-        # laid out in memory as its parameter is: the fused step walks through both at once
-        laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-        states.setdefault(int(index), {})[key] = laid_out
+        states.setdefault(int(index), {})[key] = value
     training.optimizer.load_state_dict({"state": states, "param_groups": facts["param_groups"]})
     training.schedule.load_state_dict(facts["schedule"])
     if facts["scaler"]:  # another GPU may need one where this had none

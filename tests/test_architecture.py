@@ -35,15 +35,18 @@ ALLOWED = {
     "catseg.pets": {"numpy", "catseg.archive", "catseg.errors", "catseg.files", "catseg.folder", "catseg.photo"}
     | {"catseg.server", "catseg.voc"},
     "catseg.settings": set(),
-    "catseg.unet": {"torch", "catseg.settings"},
+    "catseg.upsample": {"torch"},
+    "catseg.unet": {"torch", "catseg.settings", "catseg.upsample"},
+    "catseg.optimizer": {"torch", "catseg.settings"},
     "catseg.device": {"torch", "catseg.errors"},
     "catseg.losses": {"torch", "catseg.photo"},
     "catseg.metrics": {"numpy", "torch", "catseg.photo"},
     "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
     | {"catseg.photo", "catseg.unet"},
     "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
-    | {"catseg.metrics", "catseg.settings", "catseg.unet"},
-    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.settings", "catseg.train", "catseg.unet"},
+    | {"catseg.metrics", "catseg.optimizer", "catseg.settings", "catseg.unet"},
+    "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.optimizer", "catseg.settings"}
+    | {"catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo", "catseg.unet"},
     "bench": set(),
