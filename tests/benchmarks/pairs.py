@@ -14,8 +14,8 @@ from torch import optim
 from catseg.device import autocast, read_clock
 from catseg.inference import to_input
 from tests.benchmarks.rounds import MEASURED, Make, measure_setting
-from tests.benchmarks.setting import Setting, Work, make_batch, make_start, train_step
-from tests.benchmarks.tutorial import TutorialUNet, compute_dice_loss
+from tests.benchmarks.setting import Setting, Work, make_batch, make_start, make_tutorial, train_step
+from tests.benchmarks.tutorial import compute_dice_loss
 
 CLOCK_TOLERANCE = 0.05
 USUAL, SMALL = Setting("train", 32, 256, 32, "bfloat16"), Setting("train", 16, 128, 8, "bfloat16")
@@ -24,7 +24,7 @@ USUAL, SMALL = Setting("train", 32, 256, 32, "bfloat16"), Setting("train", 16, 1
 def make_layout(setting: Setting, name: str, device: torch.device) -> Work:
     """A step of the tutorial's network, whose layers leave the layout as it is, in bfloat16."""
     layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
-    model = TutorialUNet(setting.init_features).to(device, memory_format=layout)
+    model = make_tutorial(setting).to(device, memory_format=layout)
     photo_BSS3, mask_BSS = make_batch(setting, device)
     photo_B3SS, mask_B1SS = to_input(photo_BSS3, device).contiguous(memory_format=layout), mask_BSS.unsqueeze(1).float()
 

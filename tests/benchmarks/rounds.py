@@ -48,8 +48,8 @@ def measure_setting(
     """
     results = measure_together(setting, names, device, make)
     for name in names:
-        release_all(device)
         if results[name]["status"] == OUT_OF_MEMORY and len(names) > 1:
+            release_all(device)
             results[name] = measure_together(setting, [name], device, make)[name] | {"alone": True}
     release_all(device)
     return results
@@ -86,7 +86,10 @@ def measure_together(
 
 
 def prepare(setting: Setting, name: str, device: torch.device, make: Make) -> Contender:
-    """Make a contender, warm it up, see what memory it takes and how many calls fill a block."""
+    """Make a contender, warm it up, see what memory it takes and how many calls fill a block.
+
+    The fourth call gives the value, also of one that is replayed: its first three warmed it up.
+    """
     tf32 = allows_tf32(setting, name)
     waits = setting.task == "inference" and setting.batch_size == 1  # a latency, not a rate
     before_mib = measure_allocated_mib(device)

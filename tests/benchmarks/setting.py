@@ -191,8 +191,15 @@ def make_inference(setting: Setting, device: torch.device, compiled: bool, graph
     return replay
 
 
+def make_tutorial(setting: Setting) -> TutorialUNet:
+    """Always with the same weights."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return TutorialUNet(setting.init_features)
+
+
 def make_tutorial_step(setting: Setting, device: torch.device, compiled: bool) -> Work:
-    model = TutorialUNet(setting.init_features).to(device)
+    model = make_tutorial(setting).to(device)
     optimizer = optim.Adam(model.parameters(), 1e-4)
     photo_BSS3, mask_BSS = make_batch(setting, device)
     photo_B3SS, mask_B1SS = to_input(photo_BSS3, device).contiguous(), mask_BSS.unsqueeze(1).float()
@@ -212,7 +219,7 @@ def make_tutorial_step(setting: Setting, device: torch.device, compiled: bool) -
 
 
 def make_tutorial_inference(setting: Setting, device: torch.device, compiled: bool) -> Work:
-    model = TutorialUNet(setting.init_features).to(device)
+    model = make_tutorial(setting).to(device)
     photo_B3SS = to_input(make_batch(setting, device)[0], device).contiguous()
 
     def compute(photo_B3SS: torch.Tensor) -> torch.Tensor:
