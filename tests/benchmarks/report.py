@@ -11,7 +11,7 @@ from typing import Any
 
 from catseg.errors import InputError
 from catseg.files import save_bytes
-from catseg.unet import compute_forward_gflop
+from catseg.settings import compute_forward_gflop
 from tests.benchmarks.ceiling import Ceiling
 from tests.benchmarks.roofline import compute_roofline_seconds
 from tests.benchmarks.rounds import FAILED, MEASURED

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from catseg.unet import WIDTHS
+from catseg.settings import WIDTHS
 
 NORM_PASSES = 3 + 5  # over a batch norm's numbers in training, forward and backward, beside what convolutions do
 

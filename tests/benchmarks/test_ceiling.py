@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from catseg.unet import UNetConfig, compute_forward_gflop, make_unet
+from catseg.settings import UNetConfig, compute_forward_gflop
+from catseg.unet import make_unet
 from tests.benchmarks import ceiling as room
 from tests.benchmarks.ceiling import Ceiling, measure_ceiling, search_algorithms
 from tests.benchmarks.roofline import compute_roofline_seconds, list_layers
