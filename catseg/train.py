@@ -142,7 +142,7 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
         model.train()
         start = read_clock(device)
         for batch in batches[len(training.losses) :]:
-            training.losses.append(_train_step(training, photo_NSS3[batch], mask_NSS[batch]))
+            training.losses.append(train_step(training, photo_NSS3[batch], mask_NSS[batch]))
             yield Step()
             if training.stopping:
                 break
@@ -170,7 +170,7 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
             return
 
 
-def _train_step(training: Training, photo_BSS3: torch.Tensor, mask_BSS: torch.Tensor) -> torch.Tensor:
+def train_step(training: Training, photo_BSS3: torch.Tensor, mask_BSS: torch.Tensor) -> torch.Tensor:
     """The loss of one batch, on the device; weights, statistics and schedule are a step further."""
     device, config = training.device, training.config
     with autocast(device, choose_precision(config.precision, device)):
