@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from contest import Contest, Contestant, choose_num_rounds, make_order, measure_contest, measure_rounds
+from neighbours import Usage, compute_other_cores, read_usage
 from ratio import Ratio, compute_noise_floor, compute_ratio, is_tie
 from table import WIDTH, Row, format_table
 
@@ -112,6 +114,25 @@ def test_equals_that_scatter_are_nearly_always_a_tie_and_a_quarter_more_hardly_e
             ties[factor] += is_tie(compute_ratio(first, other * factor).value, floor)
     assert ties[1.0] >= 40
     assert ties[1.25] == 0
+
+
+def test_others_are_what_all_cores_did_less_what_this_process_did(tmp_path):
+    before, after = Usage(100.0, 50.0), Usage(110.0, 57.5)
+    assert compute_other_cores(before, after) == 0.75
+    assert compute_other_cores(after, replace(after, wall_seconds=120.0)) == 0
+    assert compute_other_cores(None, after) is None
+    assert read_usage(tmp_path / "absent") is None
+    (tmp_path / "stat").write_text("cpu  9000 0 1000 5 5 0 0 0 0 0\ncpu0 1 2\n")
+    own = os.times()
+    expected = 10_000 / os.sysconf("SC_CLK_TCK") - sum(own[:4])
+    assert read_usage(tmp_path / "stat").other_seconds == pytest.approx(expected, abs=0.5)
+
+
+def test_a_busy_machine_is_said():
+    row = Row("step", "ours", [0.1] * 4, 0.01, None, other_cores=0.9)
+    said = "Other processes kept up to 0.9 cores busy: measure again on an idle machine."
+    assert said in format_table([row], [], "")
+    assert not any("busy" in line for line in format_table([replace(row, other_cores=0.05)], [], ""))
 
 
 def test_the_table_says_base_tie_and_how_many_times_faster_within_its_width():

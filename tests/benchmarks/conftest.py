@@ -1,6 +1,5 @@
 """How contests become entries of pytest-benchmark, what is kept with them, and the table after the run."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +22,6 @@ class Record:
     ceilings: dict[torch.dtype, float] = field(default_factory=dict)  # GFLOP a second of a large convolution
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # who could not take part, and why
-    load: float = field(default_factory=lambda: os.getloadavg()[0])  # processes that ran before the first benchmark
 
 
 RECORD = pytest.StashKey[Record]()
@@ -100,6 +98,7 @@ def make_row(contest: Contest, name: str, record: Record) -> Row:
         gflop=contestant.gflop,
         ceiling_gflop_per_second=ceiling,
         peak_mib=outcome.peak_mib[name],
+        other_cores=outcome.other_cores,
     )
 
 
@@ -114,6 +113,5 @@ def pytest_terminal_summary(terminalreporter, config):
     if record.rows:
         terminalreporter.section("speed, side by side")
         machine = format_machine(describe_environment(clock.find_device()))
-        machine += f", {record.load:.1f} other processes at work when it began"
         for line in format_table(record.rows, record.notes, machine):
             terminalreporter.write_line(line)

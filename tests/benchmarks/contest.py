@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import clock
 import torch
+from neighbours import compute_other_cores, read_usage
 
 from catseg.device import measure_peak_mib, release_memory, reset_peak_memory
 
@@ -50,10 +51,11 @@ class Contest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of each contestant by name: the seconds of its rounds, and the most memory it added."""
+    """Of each contestant by name: the seconds of its rounds, and the most MiB it added."""
 
     seconds: dict[str, list[float]]
     peak_mib: dict[str, float | None]
+    other_cores: float | None = None  # that other processes kept busy meanwhile
 
 
 def measure_contest(contest: Contest, min_rounds: int, seconds_each: float) -> Outcome:
@@ -67,10 +69,12 @@ def measure_contest(contest: Contest, min_rounds: int, seconds_each: float) -> O
     start = clock.read()
     measure_rounds(works, 1)
     num_rounds = choose_num_rounds(len(works), clock.read() - start, min_rounds, seconds_each)
+    before = read_usage()
     seconds = measure_rounds(works, num_rounds)
+    other_cores = compute_other_cores(before, read_usage())
     works.clear()
     release_memory(device)
-    return Outcome(seconds, peak_mib)
+    return Outcome(seconds, peak_mib, other_cores)
 
 
 def _warm_up(contestant: Contestant, device: torch.device) -> tuple[Work, float | None]:

@@ -12,6 +12,7 @@ from itertools import groupby
 from ratio import Ratio, is_tie
 
 WIDTH = 120
+NOISY, BUSY = 0.15, 0.2  # a noise floor, and cores: of a machine that does other things, too
 HEADER = f"{'':29} {'median':>9} {'middle half':>19} {'photos':>8} {'GFLOP':>7} {'of':>8} {'peak':>6}  times faster"
 UNITS = f"{'':29} {'ms':>9} {'ms':>19} {'/s':>8} {'/s':>7} {'ceiling':>8} {'MiB':>6}  than the base"
 LEGEND = (
@@ -37,6 +38,7 @@ class Row:
     gflop: float | None = None  # of one round
     ceiling_gflop_per_second: float | None = None
     peak_mib: float | None = None
+    other_cores: float | None = None  # that other processes kept busy meanwhile
 
     @property
     def median_seconds(self) -> float:
@@ -74,6 +76,7 @@ def describe_row(row: Row) -> dict[str, object]:
         "ceiling_gflop_per_second": row.ceiling_gflop_per_second,
         "share_of_ceiling": row.share_of_ceiling,
         "peak_mib": row.peak_mib,
+        "other_cores": row.other_cores,
     }
     if row.ratio is not None:
         facts |= {
@@ -87,16 +90,19 @@ def describe_row(row: Row) -> dict[str, object]:
 def format_table(rows: Iterable[Row], notes: Iterable[str], machine: str) -> Iterator[str]:
     """The rows of each contest in their order, then the machine and what was left out."""
     yield from (HEADER, UNITS)
-    floors = []
+    heads = []
     for contest, group in groupby(rows, key=lambda row: row.contest):
         members = list(group)
-        floors.append(members[0].noise_floor)
+        heads.append(members[0])
         yield f"{contest[:80]}: {len(members[0].seconds)} rounds, noise floor {members[0].noise_floor:.1%}"
         yield from (_format_row(row) for row in members)
     yield ""
     yield f"Machine: {machine}"[:WIDTH]
-    if floors:
+    floors, cores = [head.noise_floor for head in heads], [head.other_cores or 0.0 for head in heads]
+    if heads:
         yield f"Noise floor: {min(floors):.1%} to {max(floors):.1%}, each contest's beside its name."
+        if max(floors) > NOISY or max(cores) > BUSY:
+            yield f"Other processes kept up to {max(cores):.1f} cores busy: measure again on an idle machine."
     yield from (f"Left out: {note}"[:WIDTH] for note in notes)
     yield from LEGEND
 
