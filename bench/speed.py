@@ -4,8 +4,9 @@ In:  two JSON files that may be broken or hostile.   Out: lines of plain text.
 Knows nothing of how the durations were measured, and needs neither torch nor pytest-benchmark.
 
 What decides is the noise floor stored with each benchmark: how far apart one piece of work came
-out that was entered twice, in one run. Two runs may differ by more than that, for the machine may have
-changed in between: what matters is measured side by side in one run.
+out that was entered twice, in one run. Two runs differ by more (two of the same code, one after the
+other on an idle machine: 10 of 12 within it, two 13 and 15 % apart): it finds what is worth to be
+measured side by side in one run, and settles nothing small.
 """
 
 import json
@@ -172,6 +173,7 @@ def _format(a: SpeedFile, b: SpeedFile) -> Iterator[str]:
                 yield f"only in {letter}: {_shorten(name)}"
     yield _count([comparison.verdict for comparison in compared.values()])
     yield "In brackets: the ratio if the quartiles meet at their worst. Tie: within the larger of the two noise floors."
+    yield "Two runs of the same code can differ by more: settle what is below 20 % side by side in one run."
     if any(comparison.verdict == "unknown" for comparison in compared.values()):
         yield "Unknown: neither file has a noise floor for it."
 

@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The whole product of the axes takes an hour: only when `-m` asks for it by name."""
+    """The whole product of the axes takes an hour or more: only when `-m` asks for it by name."""
     if "wide" not in config.option.markexpr:
         wide = [item for item in items if item.get_closest_marker("wide")]
         config.hook.pytest_deselected(items=wide)
