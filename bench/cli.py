@@ -89,12 +89,24 @@ def compare(
     experiment: Annotated[
         str | None, typer.Argument(metavar="EXPERIMENT", help="needed where there are several")
     ] = None,
+    speed: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A.json B.json", help="not scores but speed: two files of `pytest --benchmark-only`"),
+    ] = None,
 ) -> None:
-    """Rank what an experiment has finished, from the journal."""
+    """Rank what an experiment has finished, from the journal; or compare the speed of two states of the code."""
     with _manners():
-        from bench.overview import compare
+        if speed is None:
+            from bench.overview import compare
 
-        compare(experiment)
+            compare(experiment)
+        else:
+            from bench.speed import compare_speed
+            from catseg.errors import InputError
+
+            if experiment is not None:
+                raise InputError(f"--speed: compares two files, not an experiment, got {experiment}; leave it out")
+            typer.echo("\n".join(compare_speed(*speed)))
 
 
 @app.command()

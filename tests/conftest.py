@@ -12,21 +12,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image
 
 from catseg.errors import InputError
 from catseg.sample import draw_photo
 
-# The same examples every time: a check that passed once fails only when something changed.
-settings.register_profile("catseg", deadline=None, derandomize=True, database=None, max_examples=50)
-settings.load_profile("catseg")
+TESTS = Path(__file__).parent
+BENCHMARKS = TESTS / "benchmarks"
 
 
 def pytest_configure(config):
     """Tests compute on one thread, benchmarks on all: with tiny networks two threads only wait for each other."""
-    if not config.getoption("benchmark_only", False):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("benchmark_only", False):
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from hypothesis import settings  # benchmarks run without it
+
+    # The same examples every time: a check that passed once fails only when something changed.
+    settings.register_profile("catseg", deadline=None, derandomize=True, database=None, max_examples=50)
+    settings.load_profile("catseg")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`pytest --benchmark-only` looks at the benchmarks alone: they run where little else is installed."""
+    if config.getoption("benchmark_only", False) and TESTS in collection_path.parents:
+        return True if collection_path != BENCHMARKS and BENCHMARKS not in collection_path.parents else None
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -87,10 +87,11 @@ ALLOWED = {
     | {"catseg.outline", "catseg.photo", "catseg.sample", "catseg.survey", "catseg.voc"},
     "bench.download": {"rich", "bench.data", "catseg.errors", "catseg.folder", "catseg.pets"} | {"catseg.server"},
     "bench.label": {"catseg.errors", "catseg.folder", "catseg.labelme", "catseg.photo"},
+    "bench.speed": {"catseg.errors"},
     "bench.prediction": {"rich", "torch", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
     | {"catseg.photo", "catseg.predict", "catseg.unet"},
     "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.overview", "bench.prediction"}
-    | {"bench.session", "bench.store", "catseg.errors"},
+    | {"bench.session", "bench.speed", "bench.store", "catseg.errors"},
 }
 
 # Libraries that live in one room, so that another can take their place.

@@ -18,8 +18,7 @@ from catseg.inference import to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
 from catseg.settings import TrainConfig, UNetConfig
-from catseg.train import Training, make_training
-from catseg.train import _train_step as train_step
+from catseg.train import Training, make_training, train_step
 from catseg.unet import make_unet
 from tests.benchmarks.graph import capture
 from tests.benchmarks.tutorial import TutorialUNet, compute_dice_loss

@@ -1,6 +1,6 @@
-"""The tutorial's network and training step as published, written anew: what ours is measured beside.
+"""The tutorial's network, training step and prediction as published, written anew: what ours is measured beside.
 
-In:  photo_B3HW, mask_B1HW, floats 0..1.   Out: probabilities, a loss, a step.
+In:  photo_B3HW, mask_B1HW, floats 0..1.   Out: probabilities, a loss, a step; masks.
 Its faults are kept on purpose: batch norm made anew inside `forward` (never trained, always the
 batch's statistics), a sigmoid before the loss, float32, contiguous memory, a loss read after
 every step. The one change: batch norm is made on the photo's device, so that it runs on CUDA.
@@ -52,7 +52,7 @@ def compute_dice_loss(probability_B1HW: torch.Tensor, mask_B1HW: torch.Tensor) -
     return 1 - (2 * (probability * mask).sum() + 1) / (probability.sum() + mask.sum() + 1)
 
 
-def train_step(
+def train_step_of_the_tutorial(
     model: TutorialUNet, optimizer: torch.optim.Optimizer, photo_B3HW: torch.Tensor, mask_B1HW: torch.Tensor
 ) -> float:
     optimizer.zero_grad()
@@ -60,3 +60,10 @@ def train_step(
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+@torch.no_grad()
+def predict(model: TutorialUNet, photo_BHW3: torch.Tensor) -> torch.Tensor:
+    """uint8 photos -> uint8 masks in RAM; there is no eval mode, for its batch norm has none."""
+    photo_B3HW = photo_BHW3.to(next(model.parameters()).device).permute(0, 3, 1, 2).contiguous().float() / 255
+    return (model(photo_B3HW) > 0.5).to(torch.uint8).squeeze(1).cpu()

@@ -1,0 +1,17 @@
+"""How fast photos become label maps beside the tutorial's and its peers: one at a time, and eight."""
+
+import clock
+import pytest
+from axes import over
+from contest import read_replayed
+from entrants import FEW, find_absence, make_contest
+from work import Size, make_inference, make_tutorial_inference
+
+pytestmark = pytest.mark.benchmark(timer=read_replayed)
+
+
+@over([Size(32, 256, 1), Size(16, 128, 8)], FEW)
+def test_inference(enter, leave_out, size, name, names):
+    if absence := find_absence(name):
+        leave_out(absence)
+    enter(make_contest("inference", size, names, make_inference, make_tutorial_inference, 1, clock.find_device()), name)
