@@ -13,6 +13,7 @@ from torch import optim
 
 from catseg.device import autocast, read_clock
 from catseg.inference import to_input
+from catseg.optimizer import list_views
 from tests.benchmarks.rounds import MEASURED, Make, measure_setting
 from tests.benchmarks.setting import Setting, Work, make_batch, make_start, make_tutorial, train_step
 from tests.benchmarks.tutorial import compute_dice_loss
@@ -42,7 +43,7 @@ def make_layout(setting: Setting, name: str, device: torch.device) -> Work:
 def make_optimizer(setting: Setting, name: str, device: torch.device) -> Work:
     """Our eager step with AdamW in one kernel, or in a few for all parameters."""
     training, (photo_BSS3, mask_BSS) = make_start(setting, device), make_batch(setting, device)
-    parameters = training.model.parameters()
+    parameters = list_views(training.optimizer)
     training.optimizer = optim.AdamW(parameters, 1e-3, fused=name == "fused", foreach=name == "foreach")
     training.schedule = optim.lr_scheduler.ConstantLR(training.optimizer, factor=1.0)
     return lambda: train_step(training, photo_BSS3, mask_BSS)

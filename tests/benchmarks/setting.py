@@ -17,6 +17,7 @@ from catseg.device import autocast, choose_precision
 from catseg.inference import to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
+from catseg.optimizer import hand_over_gradients
 from catseg.settings import TrainConfig, UNetConfig
 from catseg.train import Training, make_training, train_step
 from catseg.unet import make_unet
@@ -134,14 +135,14 @@ def make_step(setting: Setting, device: torch.device, compiled: bool, graphed: b
     if not graphed:
 
         def step() -> torch.Tensor:
-            loss = _descend(compute(photo_BSS3, mask_BSS), training.optimizer)
+            loss = _descend(compute(photo_BSS3, mask_BSS), training)
             training.schedule.step()
             return loss
 
         return step
     make_capturable(training.optimizer, device)
     kept_photo_BSS3, kept_mask_BSS = photo_BSS3.clone(), mask_BSS.clone()
-    graph, kept_loss = capture(lambda: _descend(compute(kept_photo_BSS3, kept_mask_BSS), training.optimizer), device)
+    graph, kept_loss = capture(lambda: _descend(compute(kept_photo_BSS3, kept_mask_BSS), training), device)
 
     def replay() -> torch.Tensor:
         kept_photo_BSS3.copy_(photo_BSS3)
@@ -160,10 +161,11 @@ def make_capturable(optimizer: optim.Optimizer, device: torch.device) -> None:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
-def _descend(loss: torch.Tensor, optimizer: optim.Optimizer) -> torch.Tensor:
-    optimizer.zero_grad(set_to_none=True)
+def _descend(loss: torch.Tensor, training: Training) -> torch.Tensor:
+    training.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    hand_over_gradients(training.model, training.optimizer)
+    training.optimizer.step()
     return loss.detach()
 
 
