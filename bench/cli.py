@@ -51,7 +51,14 @@ def run(
     val: Val = None,
     test: Annotated[str | None, typer.Option(metavar="DIR", help="test photos: the winner is scored on them")] = None,
     only: Only = None,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="trials at a time; they share the cores")] = 1,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="trials at a time; they share the cores, and sums may differ in the last place by their share. "
+            "`auto`: as many as a short measurement finds fastest",
+        ),
+    ] = "1",
     retry: Retry = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="do anew what other code finished, keep the old")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first trial that fails")] = False,
@@ -63,9 +70,9 @@ def run(
     stops after the step, with a checkpoint; a second one at once.
     """
     with _manners("stopped; all is kept, the same command goes on"):
-        from bench.session import Rules, parse_kinds, run_experiment
+        from bench.session import Rules, parse_jobs, parse_kinds, run_experiment
 
-        rules = Rules(parse_kinds(retry), rerun, fail_fast, jobs, device)
+        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs(jobs), device)
         raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, rules))
 
 

@@ -110,8 +110,7 @@ class LocalEngine:
             self._end_worker(place)
 
     def _start_worker(self, place: int) -> "_Worker":
-        threads = max(1, torch.get_num_threads() // self._jobs) if self._jobs > 1 else None
-        self._workers[place] = _Worker(_choose_place(self._device_name, place), threads)
+        self._workers[place] = _Worker(_choose_place(self._device_name, place), share_threads(self._jobs))
         return self._workers[place]
 
     def _end_worker(self, place: int) -> None:
@@ -157,9 +156,19 @@ class _Worker:
         self._log.close()
 
 
+def share_threads(jobs: int) -> int | None:
+    """The threads of each of so many workers; None: as many as torch chooses."""
+    return max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
+
+
+def count_gpus(device_name: str) -> int:
+    """How many are given out to workers: those that are there, unless one or none was named."""
+    return torch.cuda.device_count() if device_name in ("auto", "cuda") else 0
+
+
 def _choose_place(device_name: str, place: int) -> str:
     """One GPU after another where there are several and none was named."""
-    num_gpus = torch.cuda.device_count() if device_name in ("auto", "cuda") else 0
+    num_gpus = count_gpus(device_name)
     return f"cuda:{place % num_gpus}" if num_gpus > 1 else device_name
 
 
@@ -189,6 +198,8 @@ def _run_task(link: Connection, task: Task, photos: tuple[PhotoSet, PhotoSet], d
         if not isinstance(event, StepDone) or time.monotonic() - sent > SIGN_OF_LIFE_SECONDS:
             link.send(event)
             sent = time.monotonic()
+        if isinstance(event, Finished | Failed | Stopped):
+            return  # what comes now may be the next task
         if not stop.asked and link.poll():
             stop.asked = link.recv().asked
 

@@ -5,6 +5,7 @@ Knows nothing of trials.
 """
 
 import hashlib
+import math
 import os
 import platform
 import subprocess
@@ -61,6 +62,26 @@ def format_machine(environment: dict[str, str]) -> str:
         return "several machines or numbers of threads in one trial"
     device = environment["gpu"] if environment["gpu"] != "none" else environment["cpu"]
     return f"{device}, {environment['threads']} threads, torch {environment['torch']}"
+
+
+def measure_free_mib() -> float:
+    """Memory that processes may still take, in MiB: of the machine, or of a container or batch job (cgroup v2).
+
+    Infinite where the system does not say.
+    """
+    free = [math.inf]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = meminfo.read_text().splitlines()
+        free += [float(line.split()[1]) / 2**10 for line in lines if line.startswith("MemAvailable:")]
+    own = Path("/proc/self/cgroup")
+    groups = [line[4:] for line in own.read_text().splitlines() if line.startswith("0::/")] if own.exists() else []
+    for group in groups:
+        for folder in (Path(group), *Path(group).parents):
+            limit = Path("/sys/fs/cgroup") / folder / "memory.max"
+            if limit.exists() and (number := limit.read_text().strip()).isdecimal():
+                free.append(float(number) / 2**20)  # what it uses is mostly cache that it can do without
+    return min(free)
 
 
 def _ask_git(folder: Path, *arguments: str) -> str | None:

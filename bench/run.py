@@ -7,9 +7,10 @@ Knows nothing of where it runs, or who keeps and shows what it yields.
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.environment import describe_environment
@@ -198,3 +199,19 @@ def measure_step_seconds(trial: Trial, device_name: str) -> float:
         loss.backward()
         seconds = read_clock(device) - start
     return seconds
+
+
+def take_steps(trial: Trial, device_name: str) -> Iterator[None]:
+    """A trial's training steps on made-up photos, one for each `next`, without end and without validation."""
+    config = replace(trial.train, lr=1e-6, schedule="constant")  # nothing overflows, no schedule ends
+    num_photos, side = config.batch_size, config.image_size
+    rng = np.random.default_rng(0)
+    photo_NSS3 = rng.integers(0, 256, (num_photos, side, side, 3), np.uint8)
+    mask_NSS = rng.integers(0, trial.unet.num_classes + 1, (num_photos, side, side), np.uint8)
+    photos = PhotoSet(tuple(map(str, range(num_photos))), photo_NSS3, mask_NSS, (), ())
+    training = make_training(make_unet(trial.unet, seed=0), config, num_photos, choose_device(device_name))
+    while True:
+        training.losses, training.stopping = [], False  # the epoch's first step again
+        for _ in advance(training, photos, photos):
+            training.stopping = True
+        yield

@@ -19,10 +19,11 @@ from bench.compare import list_failed, rank
 from bench.driver import run_pending
 from bench.engine import LocalEngine
 from bench.grid import load_experiment
+from bench.jobs import choose_jobs
 from bench.mirror import Mirror
 from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.run import score_test
-from bench.stops import listen
+from bench.stops import Stop, listen
 from bench.store import format_ui_hint
 from bench.terminal import (
     ProgressView,
@@ -49,7 +50,7 @@ class Rules:
     retry: Collection[str] = ()  # kinds of failure to try again
     rerun: bool = False  # do anew what other code finished
     fail_fast: bool = False  # stop at the first failure
-    jobs: int = 1  # trials at a time
+    jobs: int | None = 1  # trials at a time; None: as many as are fastest
     device: str = "auto"
 
 
@@ -74,6 +75,19 @@ def parse_kinds(text: str) -> list[str]:
     return kinds
 
 
+def parse_jobs(text: str) -> int | None:
+    """`2` -> 2; `auto` -> None."""
+    if text == "auto":
+        return None
+    try:
+        jobs = int(text)
+    except ValueError:
+        jobs = 0
+    if jobs < 1:
+        raise InputError(f"--jobs: must be `auto` or a whole number above 0, got {text!r}; use --jobs 2 or --jobs auto")
+    return jobs
+
+
 def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | None, rules: Rules) -> int:
     """Do what is missing and rank all of it. 0: all finished; 1: some trial failed; else as a stop asks for."""
     console = make_console()
@@ -83,12 +97,16 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
     folder = make_experiment_folder(experiment.name)
     plan = make_plan(experiment, data, folder, device.type, rules.retry, rules.rerun)
-    _check_disk(folder, plan, rules.jobs)
     console.print(format_plan(experiment, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
+    with listen() as stop:
+        jobs = rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
+    if stop.exit_code is not None:
+        return _say_stopped(console, stop.exit_code)
+    _check_disk(folder, plan, jobs)
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
-        outcome = _run(console, experiment, data, plan, folder, mirror, rules)
+        outcome = _run(console, experiment, data, plan, folder, mirror, rules, jobs)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             _show_outcome(console, data, ordered, outcome.skipped)
@@ -99,21 +117,42 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     if outcome.problem:
         raise InputError(outcome.problem)
     if outcome.exit_code is not None:
-        console.print("stopped; all is kept, the same command goes on", highlight=False)
-        return outcome.exit_code
-    _say_where_time_went(console, outcome, (time.monotonic() - start) * rules.jobs)
+        return _say_stopped(console, outcome.exit_code)
+    _say_where_time_went(console, outcome, (time.monotonic() - start) * jobs)
     _say_where(console, ordered, folder, mirror)
     return FAILED if list_failed(ordered) or outcome.skipped else 0
 
 
+def _choose_jobs(console: Console, plan: Plan, data: Data, device_name: str, stop: Stop) -> int:
+    if not plan.pending:
+        return 1
+    with console.status("measuring how many trials at a time are fastest"):
+        choice = choose_jobs(plan, data, device_name, stop)
+    if not stop.asked:
+        console.print(f"jobs: {choice.reason}", markup=False)
+    return choice.jobs
+
+
+def _say_stopped(console: Console, exit_code: int) -> int:
+    console.print("stopped; all is kept, the same command goes on", highlight=False)
+    return exit_code
+
+
 def _run(
-    console: Console, experiment: Experiment, data: Data, plan: Plan, folder: Path, mirror: Mirror, rules: Rules
+    console: Console,
+    experiment: Experiment,
+    data: Data,
+    plan: Plan,
+    folder: Path,
+    mirror: Mirror,
+    rules: Rules,
+    jobs: int,
 ) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
     outcome = _Outcome(dict(plan.results), [Skipped(t.name, culprit.name) for t, culprit in plan.skipped.items()])
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
-    with closing(LocalEngine(data.sets, rules.device, rules.jobs)) as engine, listen() as stop:
+    with closing(LocalEngine(data.sets, rules.device, jobs)) as engine, listen() as stop:
         running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
         try:
             with closing(running), ProgressView(console, work, best) as view:

@@ -53,9 +53,9 @@ ALLOWED = {
     "bench.trial": {"catseg.dataset", "catseg.settings"},
     "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.sample", "catseg.settings"},
     "bench.environment": {"torch", "catseg"},
-    "bench.run": {"torch", "bench.environment", "bench.trial", "catseg.checkpoint", "catseg.dataset", "catseg.device"}
-    | {"catseg.errors", "catseg.inference", "catseg.metrics", "catseg.photo", "catseg.settings", "catseg.train"}
-    | {"catseg.unet"},
+    "bench.run": {"numpy", "torch", "bench.environment", "bench.trial", "catseg.checkpoint", "catseg.dataset"}
+    | {"catseg.device", "catseg.errors", "catseg.inference", "catseg.metrics", "catseg.photo", "catseg.settings"}
+    | {"catseg.train", "catseg.unet"},
     "bench.stops": set(),
     "bench.processes": {"bench.stops"},
     "bench.engine": {
@@ -75,11 +75,22 @@ ALLOWED = {
     "bench.compare": {"bench.trial"},
     "bench.plan": {"torch", "bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings", "catseg.unet"},
+    "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
+    | {"bench.stops", "bench.trial", "catseg.dataset", "catseg.device", "catseg.settings"},
     "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {"bench.journal", "bench.mirror", "bench.plan", "bench.run", "bench.stops", "bench.store", "bench.terminal"}
+    | {
+        "bench.jobs",
+        "bench.journal",
+        "bench.mirror",
+        "bench.plan",
+        "bench.run",
+        "bench.stops",
+        "bench.store",
+        "bench.terminal",
+    }
     | {"bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
     "bench.overview": {"rich", "bench.grid", "bench.journal", "bench.mirror", "bench.plan", "bench.store"}
     | {"bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},

@@ -208,6 +208,14 @@ def test_on_a_gpu_a_worker_is_kept_for_the_next_trial_and_computes_the_same_in_i
         assert multiprocessing.active_children() == [worker]
 
 
+@pytest.mark.usefixtures("kept_workers")
+def test_a_task_that_comes_the_moment_the_one_before_has_ended_is_not_taken_for_a_stop(sets):
+    with closing(LocalEngine({32: sets}, "cpu")) as engine:
+        for seed in range(8):
+            engine.start(Task(make_trial(1, seed=seed), CLASSES))
+            assert isinstance(list(follow(engine))[-1], Finished)
+
+
 def test_a_worker_in_which_a_trial_failed_is_replaced(sets):
     with closing(LocalEngine({32: sets}, "cpu")) as engine:
         engine.start(Task(make_trial(1, lr=1e30), CLASSES))

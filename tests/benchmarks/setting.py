@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import optim
+from torch import nn, optim
 
 from catseg.device import autocast, choose_precision
 from catseg.inference import to_input
@@ -135,14 +135,16 @@ def make_step(setting: Setting, device: torch.device, compiled: bool, graphed: b
     if not graphed:
 
         def step() -> torch.Tensor:
-            loss = _descend(compute(photo_BSS3, mask_BSS), training)
+            loss = _descend(compute(photo_BSS3, mask_BSS), training.optimizer, model)
             training.schedule.step()
             return loss
 
         return step
     make_capturable(training.optimizer, device)
     kept_photo_BSS3, kept_mask_BSS = photo_BSS3.clone(), mask_BSS.clone()
-    graph, kept_loss = capture(lambda: _descend(compute(kept_photo_BSS3, kept_mask_BSS), training), device)
+    graph, kept_loss = capture(
+        lambda: _descend(compute(kept_photo_BSS3, kept_mask_BSS), training.optimizer, model), device
+    )
 
     def replay() -> torch.Tensor:
         kept_photo_BSS3.copy_(photo_BSS3)
@@ -161,11 +163,13 @@ def make_capturable(optimizer: optim.Optimizer, device: torch.device) -> None:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
-def _descend(loss: torch.Tensor, training: Training) -> torch.Tensor:
-    training.optimizer.zero_grad(set_to_none=True)
+def _descend(loss: torch.Tensor, optimizer: optim.Optimizer, ours: nn.Module | None = None) -> torch.Tensor:
+    """A step of the tutorial's, or of our network with our optimizer."""
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    hand_over_gradients(training.model, training.optimizer)
-    training.optimizer.step()
+    if ours is not None:
+        hand_over_gradients(ours, optimizer)
+    optimizer.step()
     return loss.detach()
 
 
