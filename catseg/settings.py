@@ -39,7 +39,6 @@ class TrainConfig:
     weight_decay: float = 0.01  # AdamW's; Adam has none
     schedule: Literal["constant", "one_cycle"] = "one_cycle"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "off"  # `auto`: on a GPU, once it saves more time than it takes
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):

@@ -21,10 +21,6 @@ from catseg.optimizer import hand_over_gradients, make_optimizer
 from catseg.settings import TrainConfig
 from catseg.unet import UNet
 
-# What `compile: auto` reckons with on a GPU: what it takes, and what share of the time it saves. Of 163 networks
-# on an A100 it was 0.3 (pytorch.org, torch.compile); not measured here.
-COMPILE_SECONDS, COMPILE_SAVING = 60.0, 0.3
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -64,7 +60,6 @@ class Training:
     optimizer: optim.Optimizer
     schedule: optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
-    network: Callable[[torch.Tensor], torch.Tensor]  # the model as a step runs it: itself, or compiled
     epoch: int = 0  # the last that is whole: trained and validated
     losses: list[torch.Tensor] = field(default_factory=list)  # of the steps of the next, on the device
     lr: float = 0.0  # of the first of them
@@ -85,8 +80,7 @@ def make_training(model: UNet, config: TrainConfig, num_photos: int, device: tor
     schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * math.ceil(num_photos / config.batch_size))
     has_scaler = choose_precision(config.precision, device) is torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=has_scaler)
-    network = _compile(model, device) if config.compile == "on" else model
-    return Training(config, device, model, optimizer, schedule, scaler, network)
+    return Training(config, device, model, optimizer, schedule, scaler)
 
 
 def train(
@@ -114,8 +108,6 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
         batches = torch.split(order_N.to(photo_NSS3.device), config.batch_size)
         if not training.losses:
             training.lr = float(training.optimizer.param_groups[0]["lr"])
-        if config.compile == "auto" and training.network is model and pays_to_compile(training):
-            training.network = _compile(model, device)
         model.train()
         start = read_clock(device)
         for batch in batches[len(training.losses) :]:
@@ -151,7 +143,7 @@ def train_step(training: Training, photo_BSS3: torch.Tensor, mask_BSS: torch.Ten
     """The loss of one batch, on the device; weights, statistics and schedule are a step further."""
     device, config = training.device, training.config
     with autocast(device, choose_precision(config.precision, device)):
-        logits_BKSS = training.network(to_input(photo_BSS3, device))
+        logits_BKSS = training.model(to_input(photo_BSS3, device))
     loss = compute_loss(config.loss, logits_BKSS, mask_BSS.to(device, non_blocking=True))
     training.optimizer.zero_grad()
     training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -171,24 +163,6 @@ def _finish_epoch(training: Training, epoch: Epoch) -> Epoch:
     training.epoch_seconds.append(epoch.train_seconds)
     training.losses, training.seconds = [], 0.0
     return epoch
-
-
-def pays_to_compile(training: Training) -> bool:
-    """Whether compiling saves more of the epochs that are left than it takes; before the first epoch nobody knows.
-
-    Never on a CPU: there it took 19 to 40 s and made steps 1 to 6 % faster.
-    """
-    if training.device.type == "cpu" or not training.epoch_seconds:
-        return False
-    seconds_left = (training.config.epochs - training.epoch) * training.epoch_seconds[-1]
-    return seconds_left * COMPILE_SAVING > COMPILE_SECONDS
-
-
-def _compile(model: UNet, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """On a GPU as CUDA graphs: small networks wait for launches there, not for arithmetic."""
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    network: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model, mode=mode, dynamic=False)
-    return network
 
 
 def _make_constant(optimizer: optim.Optimizer, config: TrainConfig, num_steps: int) -> optim.lr_scheduler.LRScheduler:
