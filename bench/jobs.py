@@ -31,7 +31,7 @@ from catseg.device import choose_device, measure_peak_mib, reset_peak_memory
 NUM_PAIRS = 8  # rounds of one and of several trials at a time, in turn: other work on the machine hits both
 NUM_OUTLIERS = 1  # pairs that may say otherwise
 ROUND_SECONDS = 0.4
-MIN_STEPS = 2  # of each worker in a round, however long they take
+MIN_STEPS = 1  # of each worker in a round, however long it takes
 MIN_GAIN = 0.05  # several at a time take several times the memory, and end later one by one
 WORTH = 10  # measure only where what is left takes so many times as long
 MEMORY_SHARE = 0.8  # of what is free: what a trial needs is known roughly

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import jobs as jobs_room
+from bench.environment import measure_free_mib
 from bench.jobs import (
     WarmUp,
     choose_fastest,
@@ -106,6 +107,12 @@ def test_only_so_many_are_tried_as_fit_into_memory_the_neediest_together():
     assert count_fitting([small, large, small], small, warm_up, free_mib=(160 + 119) / 0.8) == 1
     assert count_fitting([small, large, small], small, warm_up, free_mib=100) == 0
     assert count_fitting([small, large, small], small, warm_up, free_mib=math.inf) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
+def test_free_memory_is_less_than_the_machine_has():
+    total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    assert 0 < measure_free_mib() < total_mib
 
 
 def test_steps_count_while_all_workers_are_at_work_and_in_part_where_they_lie_there_in_part():
@@ -210,7 +217,7 @@ def test_a_short_grid_is_not_measured_and_a_longer_one_is(choose, monkeypatch):
     for seconds, jobs in ((9.9 * compute_cost_seconds(0), 1), (10.1 * compute_cost_seconds(0), 2)):
         monkeypatch.setattr(jobs_room, "estimate_seconds", lambda *_, seconds=seconds: seconds)
         assert choose(*TWO).jobs == jobs
-    assert compute_cost_seconds(step_seconds=2) == 8 * (2 * 2 + 2 * 2 * 2)  # two steps of one, two of two that share
+    assert compute_cost_seconds(step_seconds=2) == 8 * (2 + 4)  # a step alone, and one of two that share the cores
 
 
 @pytest.mark.parametrize(("device", "num_gpus", "jobs"), [("auto", 4, 2), ("cuda", 1, 1), ("cuda:1", 4, 1)])
