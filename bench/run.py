@@ -187,18 +187,11 @@ def score_test(checkpoint: Path, source: str, batch_size: int, device_name: str)
 
 def measure_step_seconds(trial: Trial, device_name: str) -> float:
     """Seconds of one training step on made-up photos, the second of two: for estimates before anything has run."""
-    device = choose_device(device_name)
-    dtype = choose_precision(trial.train.precision, device)
-    model = make_unet(trial.unet, seed=0).to(device)
-    side = trial.train.image_size
-    photo_B3HW = torch.zeros(trial.train.batch_size, 3, side, side, device=device).to(memory_format=torch.channels_last)
-    for _ in range(2):
-        start = read_clock(device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            loss = model(photo_B3HW).float().mean()
-        loss.backward()
-        seconds = read_clock(device) - start
-    return seconds
+    device, steps = choose_device(device_name), take_steps(trial, device_name)
+    next(steps)
+    start = read_clock(device)
+    next(steps)
+    return read_clock(device) - start
 
 
 def take_steps(trial: Trial, device_name: str) -> Iterator[None]:

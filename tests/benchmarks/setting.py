@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn, optim
+from torch import optim
 
 from catseg.device import autocast, choose_precision
 from catseg.inference import to_input
@@ -132,19 +132,26 @@ def make_step(setting: Setting, device: torch.device, compiled: bool, graphed: b
 
     if compiled:
         compute = torch.compile(compute, dynamic=False)
+
+    def descend(photo_BSS3: torch.Tensor, mask_BSS: torch.Tensor) -> torch.Tensor:
+        training.optimizer.zero_grad()
+        loss = compute(photo_BSS3, mask_BSS)
+        loss.backward()
+        hand_over_gradients(model, training.optimizer)
+        training.optimizer.step()
+        return loss.detach()
+
     if not graphed:
 
         def step() -> torch.Tensor:
-            loss = _descend(compute(photo_BSS3, mask_BSS), training.optimizer, model)
+            loss = descend(photo_BSS3, mask_BSS)
             training.schedule.step()
             return loss
 
         return step
     make_capturable(training.optimizer, device)
     kept_photo_BSS3, kept_mask_BSS = photo_BSS3.clone(), mask_BSS.clone()
-    graph, kept_loss = capture(
-        lambda: _descend(compute(kept_photo_BSS3, kept_mask_BSS), training.optimizer, model), device
-    )
+    graph, kept_loss = capture(lambda: descend(kept_photo_BSS3, kept_mask_BSS), device)
 
     def replay() -> torch.Tensor:
         kept_photo_BSS3.copy_(photo_BSS3)
@@ -161,16 +168,6 @@ def make_capturable(optimizer: optim.Optimizer, device: torch.device) -> None:
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"  # refused elsewhere
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
-
-
-def _descend(loss: torch.Tensor, optimizer: optim.Optimizer, ours: nn.Module | None = None) -> torch.Tensor:
-    """A step of the tutorial's, or of our network with our optimizer."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if ours is not None:
-        hand_over_gradients(ours, optimizer)
-    optimizer.step()
-    return loss.detach()
 
 
 def make_inference(setting: Setting, device: torch.device, compiled: bool, graphed: bool) -> Work:
@@ -217,9 +214,12 @@ def make_tutorial_step(setting: Setting, device: torch.device, compiled: bool) -
         compute = torch.compile(compute, dynamic=False)
 
     def step() -> torch.Tensor:
-        loss = _descend(compute(photo_B3SS, mask_B1SS), optimizer)
+        optimizer.zero_grad()
+        loss = compute(photo_B3SS, mask_B1SS)
+        loss.backward()
+        optimizer.step()
         loss.item()  # the tutorial reads it after every step
-        return loss
+        return loss.detach()
 
     return step
 
