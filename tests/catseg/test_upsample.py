@@ -57,8 +57,10 @@ def test_autocast_computes_it_in_its_own_precision_and_gradients_come_in_that_of
     torch.testing.assert_close(both.float(), concatenate(upsampler, features, skip), atol=0.05, rtol=0.05)
 
 
-def test_what_comes_out_is_channels_last_whatever_came_in():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_values_and_layout_are_those_of_torchs_own_to_the_bit(layout):
     upsampler, features, skip = make_parts(2, 4, 3, 4, 4, torch.float32)
-    for make in (torch.Tensor.contiguous, lambda tensor: tensor.contiguous(memory_format=torch.channels_last)):
-        both = upsample_beside(upsampler, make(features), make(skip))
-        assert both.is_contiguous(memory_format=torch.channels_last)
+    parts = (upsampler, features.to(memory_format=layout), skip.to(memory_format=layout))
+    both, expected = upsample_beside(*parts), concatenate(*parts)
+    assert torch.equal(both, expected)
+    assert both.stride() == expected.stride()
