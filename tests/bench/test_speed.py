@@ -57,6 +57,24 @@ def test_the_larger_noise_floor_of_the_two_files_decides(write):
     assert find_line(compare_speed(paths[2], paths[1]), "test_it")[-1] == "tie"
 
 
+def test_what_moved_no_farther_than_code_that_is_the_same_in_both_is_a_tie(write):
+    """The base is 10 % slower in the second run, as the machine was; of the others only one moved farther."""
+
+    def make(base: float, near: float, far: float) -> dict:
+        entries = [make_entry(name, median, 0.01) for name, median in (("test_base", base), ("test_near", near))]
+        entries[0]["extra_info"]["is_base"] = True
+        return make_content(*entries, make_entry("test_far", far, 0.01))
+
+    lines = compare_speed(write("a.json", make(0.1, 0.1, 0.1)), write("b.json", make(0.11, 0.108, 0.12)))
+    assert [find_line(lines, name)[-1] for name in ("test_base", "test_near", "test_far")] == ["tie", "tie", "slower"]
+    assert any(line.startswith("or within 10.0%") for line in lines)
+
+
+def test_without_a_base_in_both_it_is_said_that_the_machine_may_have_moved(write):
+    a, b = (make_content(make_entry("test_it", median)) for median in (0.1, 0.2))
+    assert any("no base is in both" in line for line in compare_speed(write("a.json", a), write("b.json", b)))
+
+
 def test_without_a_noise_floor_nothing_is_claimed(write):
     path = write("a.json", make_content(make_entry("test_it", 0.1, None)))
     other = write("b.json", make_content(make_entry("test_it", 0.9, None)))

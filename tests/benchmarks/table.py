@@ -69,6 +69,7 @@ def describe_row(row: Row) -> dict[str, object]:
         "contest": row.contest,
         "contestant": row.name,
         "noise_floor": row.noise_floor,
+        "is_base": row.is_base,
         "photos": row.photos,
         "gflop": row.gflop,
         "photos_per_second": row.photos_per_second,
