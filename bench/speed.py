@@ -5,10 +5,10 @@ Knows nothing of how the durations were measured, and needs neither torch nor py
 
 Two things decide. The noise floor stored with each benchmark: how far apart one piece of work came
 out that was entered twice, in one run. And the drift from one run to the other: how far the bases
-moved, which are code of others and the same in both (the tutorial, Pillow, typer). Of 42 entries of two
-runs with nearly the same code, one after the other on an idle machine, 21 lay within their floors,
-39 within the drift of 9 %, and two of the other three had truly changed. It finds what is worth to be measured side by side in one run,
-and settles nothing small.
+moved, which are code of others and the same in both (the tutorial, Pillow, typer). Of 42 entries of
+two runs with nearly the same code, one after the other on an idle machine, 21 lay within their
+floors, 39 within the drift of 9 %, and two of the other three had truly changed. It finds what is
+worth to be measured side by side in one run, and settles nothing small.
 """
 
 import json
