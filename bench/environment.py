@@ -1,18 +1,19 @@
 """The machine and the code a number was measured with.
 
-In:  nothing.   Out: facts by name, and a fingerprint: numbers of unlike machines are never compared.
-Knows nothing of trials.
+In:  what only a running torch can tell.   Out: facts by name, and a fingerprint: numbers of unlike machines are
+never compared. Knows nothing of trials; torch is imported only where it must be asked, for a plan does not wait for it.
 """
 
 import hashlib
+import importlib.util
 import math
 import os
 import platform
+import runpy
 import subprocess
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import catseg
 
@@ -29,20 +30,46 @@ CODE_HASH = _hash_code()
 MIXED = "mixed"  # the machine fingerprint of a trial that ran on several, or with other numbers of threads
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
-    """Machine, versions and git state by name; `machine_fingerprint` hashes what timings depend on."""
+def describe_environment(gpu: str, num_threads: int) -> dict[str, str]:
+    """Machine, versions and git state by name; `machine_fingerprint` hashes what timings depend on.
+
+    `gpu` is its name or `none`, `num_threads` how many torch computes on.
+    """
     machine = {
         "cpu": _read_cpu_model(),
         "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
-        "torch": torch.__version__,
+        "threads": str(num_threads),
+        "gpu": gpu,
+        "torch": read_torch_version(),
         "python": platform.python_version(),
         "system": platform.system(),
     }
     fingerprint = hashlib.sha256(repr(sorted(machine.items())).encode()).hexdigest()[:12]
     code = {"catseg": catseg.__version__, "code": CODE_HASH}
     return machine | {"machine_fingerprint": fingerprint} | code | describe_git()
+
+
+def read_torch_version() -> str:
+    """torch.__version__, which the package's metadata does not know: that of some wheels lacks the +cu130."""
+    return str(_read_torch_build()["__version__"])
+
+
+def find_device_type(device_name: str) -> str:
+    """`cpu` or `cuda`; InputError for what is not there. Imports torch only where there may be a GPU."""
+    build = _read_torch_build()
+    if device_name == "cpu" or (device_name == "auto" and not (build.get("cuda") or build.get("hip"))):
+        return "cpu"
+    from catseg.device import choose_device
+
+    return choose_device(device_name).type
+
+
+@cache
+def _read_torch_build() -> dict[str, Any]:
+    """What torch/version.py says by itself, at once, where all of torch takes a second."""
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    return runpy.run_path(str(Path(torch.origin).with_name("version.py")))
 
 
 @cache

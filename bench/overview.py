@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench import journal
+from bench.environment import find_device_type
 from bench.grid import load_experiment
 from bench.mirror import sync_all
 from bench.plan import Plan, estimate_seconds, make_plan
@@ -15,18 +16,18 @@ from bench.store import find_store_uri
 from bench.terminal import format_plan, format_seconds, make_console, print_ranking, warn_of_leaks
 from bench.trial import Trial, TrialResult
 from catseg.dataset import load_data
-from catseg.device import choose_device
 from catseg.errors import InputError
 
 
 def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, device_name: str) -> None:
     """What is done, what is left and from where, and about how long it will take."""
     console = make_console()
-    device = choose_device(device_name)
+    if device_name not in ("auto", "cpu"):  # which are never wrong
+        find_device_type(device_name)
     experiment = load_experiment(grid, folders, only)
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
-    plan = make_plan(experiment, data, journal.ROOT / experiment.name, device.type)
+    plan = make_plan(experiment, data, journal.ROOT / experiment.name, device_name)
     # one call: a line at a time, ten thousand take seconds
     console.out("\n".join(_describe(trial, plan) for trial in experiment.trials), highlight=False)
     console.print(format_plan(experiment, data, plan), markup=False)

@@ -7,19 +7,14 @@ Knows nothing of how a trial is run or shown.
 import statistics
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-import torch
-
 from bench import journal
-from bench.environment import CODE_HASH
+from bench.environment import CODE_HASH, find_device_type, read_torch_version
 from bench.journal import History
-from bench.run import measure_step_seconds
 from bench.trial import Experiment, Trial, TrialResult
 from catseg.dataset import Data
-from catseg.settings import UNetConfig, compute_forward_gflop
-from catseg.unet import UNet, count_parameters
+from catseg.settings import compute_forward_gflop, compute_num_parameters
 
 # Bytes a parameter: the best and the last weights; two checkpoints of weights, best weights and two moments of Adam.
 WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 16
@@ -54,7 +49,7 @@ def make_plan(
     experiment: Experiment,
     data: Data,
     folder: Path,
-    device_type: str,
+    device_name: str,
     retry: Collection[str] = (),
     rerun: bool = False,
 ) -> Plan:
@@ -84,7 +79,7 @@ def make_plan(
         trial_folder = folders.get(keys[trial])
         if trial_folder is not None and trial not in redo:
             history = journal.read_history(trial_folder)
-            if is_like_now(history, device_type):
+            if is_like_now(history, find_device_type(device_name)):
                 begun[trial] = history
             if journal.is_running(trial_folder):
                 running.add(trial)
@@ -97,7 +92,7 @@ def is_like_now(history: History, device_type: str) -> bool:
         return True
     environment = history.started["environment"]
     before = environment.get("code"), environment.get("torch"), history.started["device"].partition(":")[0]
-    return before == (CODE_HASH, torch.__version__, device_type)
+    return before == (CODE_HASH, read_torch_version(), device_type)
 
 
 def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
@@ -129,6 +124,8 @@ def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
             for line in history.epochs
         ]
     if not rates:
+        from bench.run import measure_step_seconds  # here, for most plans need not wait for torch
+
         trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
         steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
         rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
@@ -140,12 +137,6 @@ def estimate_bytes(trials: Collection[Trial], jobs: int) -> int:
     """What the trials will write at the most, `jobs` of them at a time: their results stay, checkpoints go."""
     if not trials:
         return 0
-    kept = sum(_count_parameters(trial.unet) * WEIGHTS_BYTES + OTHER_BYTES for trial in trials)
-    largest = sorted((_count_parameters(trial.unet) for trial in trials), reverse=True)[:jobs]
+    kept = sum(compute_num_parameters(trial.unet) * WEIGHTS_BYTES + OTHER_BYTES for trial in trials)
+    largest = sorted((compute_num_parameters(trial.unet) for trial in trials), reverse=True)[:jobs]
     return kept * MIRROR_FACTOR + sum(largest) * CHECKPOINT_BYTES
-
-
-@cache
-def _count_parameters(config: UNetConfig) -> int:
-    with torch.device("meta"):  # takes no memory
-        return count_parameters(UNet(config))

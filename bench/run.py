@@ -34,6 +34,7 @@ from catseg.device import (
     choose_device,
     choose_precision,
     measure_peak_mib,
+    name_gpu,
     read_clock,
     release_memory,
     reset_peak_memory,
@@ -104,7 +105,7 @@ def _train(
     yield Started(
         device=str(device),
         precision=str(choose_precision(config.precision, device)).removeprefix("torch."),
-        environment=describe_environment(device),
+        environment=describe_environment(name_gpu(device), torch.get_num_threads()),
         epoch=training.epoch,
         step=len(training.losses),
     )

@@ -31,6 +31,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def name_gpu(device: torch.device) -> str:
+    """The GPU's own name, `none` for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32.
 

@@ -1,6 +1,6 @@
-"""What a network and its training are told, and what follows from that by arithmetic alone.
+"""What a network and its training are told, and what follows from that by arithmetic.
 
-In:  numbers and words, as a user wrote them.   Out: settings that hold together; operations.
+In:  numbers and words, as a user wrote them.   Out: settings that hold together; operations, parameters.
 Knows nothing of torch: a plan or a mistake in an experiment file is told before torch could be imported, so
 these settings stand here and not beside the code that uses them.
 """
@@ -65,3 +65,9 @@ def compute_forward_gflop(init_features: int, image_size: int) -> float:
     torch's FlopCounterMode.
     """
     return (358 * init_features**2 + 56 * init_features) * image_size**2 / 1e9
+
+
+def compute_num_parameters(config: UNetConfig) -> int:
+    """Trainable parameters; equals a count of the network's own."""
+    width = config.init_features
+    return 7574 * width**2 + 226 * width + (width + 1) * config.num_classes  # the last: a weight per channel, a bias

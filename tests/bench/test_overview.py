@@ -1,8 +1,89 @@
-"""`bench compare` and `bench sync`: what the journal knows, without running anything."""
+"""`bench plan`, `bench compare`, `bench sync`: what the journal knows, without running a trial."""
 
 import json
 import os
 import shutil
+import subprocess
+import sys
+
+import pytest
+
+LIST_LOADED = """
+import sys
+from bench.cli import main
+
+try:
+    main()
+finally:
+    print("loaded:", *sorted({"torch", "mlflow"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def run_and_list():
+    """run_and_list(folder, *arguments): exit code, output and errors of a command, and what it loaded."""
+
+    def run(folder, *arguments):
+        command = [sys.executable, "-c", LIST_LOADED, *arguments]
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        errors, _, loaded = process.stderr.rpartition("loaded:")
+        return process.returncode, process.stdout, errors, loaded.split()
+
+    return run
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_plan_of_a_finished_grid_waits_for_neither_torch_nor_mlflow(finished, run_and_list, device):
+    exit_code, output, errors, loaded = run_and_list(finished, "plan", "--grid", "grid.yaml", "--device", device)
+    assert (exit_code, errors, loaded) == (0, "", [])
+    assert "3 trials, 3 done, 0 to do" in output
+
+
+def test_a_plan_of_a_grid_that_was_stopped_waits_for_neither_torch_nor_mlflow(finished_copy, run_and_list):
+    """Two trials that finished tell how long the third will take."""
+    (result,) = finished_copy.glob("mlruns/journal/tiny/lr=0.0001-*/result.json")
+    result.unlink()
+    arguments = "plan", "--grid", "grid.yaml", "--device", "cpu"  # a torch for GPUs is asked what `auto` is
+    exit_code, output, errors, loaded = run_and_list(finished_copy, *arguments)
+    assert (exit_code, errors, loaded) == (0, "", [])
+    assert "2 done, 1 to do" in output
+    assert "left on this machine" in output
+
+
+def test_a_plan_of_what_has_never_run_asks_torch_for_the_time_of_a_step(workplace, write_grid, run_and_list):
+    write_grid()
+    exit_code, output, _, loaded = run_and_list(workplace, "plan", "--grid", "grid.yaml")
+    assert (exit_code, loaded) == (0, ["torch"])
+    assert "left on this machine" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"grid": "lr: ["}, "mend the YAML"),
+        ({"grid": "colour: [red]"}, "unknown key 'colour'"),
+        ({"base": "{image_size: 33}"}, "image_size"),
+        ({"data": "{train: nowhere}"}, "no such folder"),
+    ],
+)
+def test_a_mistake_in_a_grid_that_has_never_run_is_told_without_torch(
+    workplace, write_grid, run_and_list, changes, says
+):
+    write_grid(**changes)
+    exit_code, output, errors, loaded = run_and_list(workplace, "plan", "--grid", "grid.yaml")
+    assert (exit_code, output, loaded) == (2, "", [])
+    assert says in errors
+
+
+def test_a_device_that_is_not_there_is_refused_though_a_finished_grid_needs_none(finished, bench, monkeypatch):
+    monkeypatch.chdir(finished)
+    result = bench("plan", "--grid", "grid.yaml", "--device", "gpu")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "'gpu'" in result.stderr
+
+
+def test_a_comparison_waits_for_neither_torch_nor_mlflow(finished, run_and_list):
+    assert run_and_list(finished, "compare")[::3] == (0, [])
 
 
 def test_a_comparison_ranks_what_an_experiment_has_finished(finished_copy, bench, find_ranking):

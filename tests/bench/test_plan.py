@@ -148,7 +148,7 @@ def test_the_time_left_comes_from_the_epochs_of_begun_trials_where_none_has_fini
 
 def test_the_time_left_comes_from_one_step_where_nothing_has_begun(folder, monkeypatch):
     """A step of 2 photos takes 1 s: 4 trials of 4 epochs of 4 steps."""
-    monkeypatch.setattr(planning, "measure_step_seconds", lambda trial, device: 1.0)
+    monkeypatch.setattr("bench.run.measure_step_seconds", lambda trial, device: 1.0)
     plan = make_plan(EXPERIMENT, DATA, folder, "cpu")
     assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(64.0)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from catseg.settings import STRIDE, UNetConfig, compute_forward_gflop
+from catseg.settings import STRIDE, UNetConfig, compute_forward_gflop, compute_num_parameters
 from catseg.unet import UNet, count_parameters, make_unet
 
 
@@ -44,6 +44,13 @@ def test_tutorials_network_costs_24_gflop_at_256_pixels():
 @pytest.mark.parametrize(("init_features", "image_size"), [(1, 32), (8, 96), (16, 128), (24, 64), (32, 256)])
 def test_formula_of_the_cost_equals_torchs_count(init_features, image_size):
     assert compute_forward_gflop(init_features, image_size) == pytest.approx(count_gflop(init_features, image_size))
+
+
+@pytest.mark.parametrize(("init_features", "num_classes"), [(1, 1), (2, 1), (3, 7), (16, 2), (32, 1), (512, 254)])
+def test_formula_of_the_parameters_equals_a_count_of_the_networks(init_features, num_classes):
+    config = UNetConfig(init_features, num_classes)
+    with torch.device("meta"):
+        assert compute_num_parameters(config) == count_parameters(UNet(config))
 
 
 @settings(max_examples=10)
