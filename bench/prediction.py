@@ -5,7 +5,7 @@ Knows nothing of how a network works.
 """
 
 import shlex
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from bench.tracking import fetch_checkpoint
 from catseg.checkpoint import ModelCard, load_model
 from catseg.device import choose_device
 from catseg.errors import InputError, make_printable
-from catseg.photo import read_photo
-from catseg.predict import LABELME_FOLDER, estimate_iou, list_photos, name_labels, write_predictions
+from catseg.predict import LABELME_FOLDER, estimate_files, list_photos, name_labels, write_predictions
 from catseg.unet import UNet
 
 
@@ -36,12 +35,15 @@ def predict_files(model: str, paths: list[Path], out: Path, labelme: bool, worst
         photos = sorted(expected, key=lambda path: expected[path])[:worst]
     num_written = 0
     try:
-        for done in write_predictions(unet, card, photos, out, device, labelme):
-            num_written += 1
-            doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
-            files = " ".join(str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path)
-            line = f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}"
-            console.print(make_printable(line), markup=False)
+        with closing(write_predictions(unet, card, photos, out, device, labelme)) as predictions:
+            for done in predictions:
+                num_written += 1
+                doubt = f"expected IoU {expected[done.photo_path]:.2f}, " if worst is not None else ""
+                files = " ".join(
+                    str(path) for path in (done.mask_path, done.overlay_path, done.annotation_path) if path
+                )
+                line = f"{done.photo_path}: {doubt}{', '.join(card.classes)} on {done.share:.1%} of it -> {files}"
+                console.print(make_printable(line), markup=False)
     except InputError as error:
         problems += error.problems
     if labelme and num_written:
@@ -58,9 +60,11 @@ def _estimate(
     expected: dict[Path, float] = {}
     problems: list[str] = []
     console = Console(stderr=True)
-    for path in track(photos, "looking", console=console, transient=True, disable=not console.is_terminal):
-        try:
-            expected[path] = estimate_iou(unet, card, read_photo(path), device)
-        except InputError as error:
-            problems += error.problems
+    looking = track(photos, "looking", console=console, transient=True, disable=not console.is_terminal)
+    with closing(estimate_files(unet, card, photos, device)) as estimates:
+        for path, iou in zip(looking, estimates, strict=True):
+            if isinstance(iou, InputError):
+                problems += iou.problems
+            else:
+                expected[path] = iou
     return expected, problems

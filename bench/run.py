@@ -40,7 +40,7 @@ from catseg.device import (
     reset_peak_memory,
 )
 from catseg.errors import InputError
-from catseg.inference import evaluate, predict_fitted
+from catseg.inference import evaluate, make_predictor, predict_fitted
 from catseg.metrics import compute_metrics
 from catseg.photo import encode_png, paint_panel
 from catseg.settings import TrainConfig, compute_forward_gflop
@@ -169,10 +169,9 @@ def _name_metrics(epoch: Epoch) -> dict[str, float]:
 
 def _draw_panels(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> tuple[bytes, ...]:
     panels = []
+    predictor = make_predictor(model, config.precision, device)
     for shown in val_set.shown:
-        labels_HW = predict_fitted(
-            model, val_set.photo_NSS3[shown.index], shown.mask_HW.shape, config.precision, device
-        )
+        labels_HW = predict_fitted(predictor, val_set.photo_NSS3[shown.index], shown.mask_HW.shape)
         panels.append(encode_png(paint_panel(shown.photo_HW3, shown.mask_HW, labels_HW)))
     return tuple(panels)
 

@@ -6,6 +6,7 @@ Knows nothing of folders, annotations or models.      (H height, W width, S side
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,8 +184,9 @@ def fit_mask(mask_HW: UInt8, image_size: int) -> UInt8:
 
 def paint_overlay(photo_HW3: UInt8, labels_HW: UInt8) -> UInt8:
     """The photo with its label map laid over it, 30 % mask, as the tutorial shows predictions."""
-    colors_HW3 = np.asarray(PALETTE, np.uint8).reshape(256, 3)[labels_HW]
-    return np.asarray(Image.blend(Image.fromarray(photo_HW3), Image.fromarray(colors_HW3), OVERLAY_ALPHA))
+    labels = Image.fromarray(labels_HW)
+    labels.putpalette(PALETTE)
+    return np.asarray(Image.blend(Image.fromarray(photo_HW3), labels.convert("RGB"), OVERLAY_ALPHA))
 
 
 def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8:
@@ -215,11 +217,16 @@ def paint_panel(photo_HW3: UInt8, mask_HW: UInt8, prediction_HW: UInt8) -> UInt8
     return panel
 
 
-def encode_png(pixels: UInt8, palette: list[int] | None = None) -> bytes:
-    """Pixels (HW3, or HW of label ids with a palette) -> the bytes of a PNG file."""
+def encode_png(pixels: UInt8, palette: list[int] | None = None, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """Pixels (HW3, or HW of label ids with a palette) -> the bytes of a PNG file.
+
+    Photos in which nothing repeats take two thirds of the time with zlib.Z_RLE, and as many bytes (5 % more or less).
+    """
     image = Image.fromarray(pixels)
     if palette is not None:
         image.putpalette(palette)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=3)  # half the time of the default 6, a fifteenth larger
+    image.save(
+        buffer, "PNG", compress_level=3, compress_type=strategy
+    )  # half the time of the default 6, a fifteenth larger
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from torch import optim
 
 from catseg.dataset import PhotoSet
 from catseg.device import autocast, choose_precision, read_clock
-from catseg.inference import evaluate_batches, place, pool, to_input
+from catseg.inference import evaluate_batches, make_predictor, place, pool, to_input
 from catseg.losses import compute_loss
 from catseg.metrics import Counts, compute_metrics
 from catseg.optimizer import hand_over_gradients, make_optimizer
@@ -99,8 +99,8 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
     the same CPU and as many threads, stopped and gone on with or not.
     """
     config, device, model = training.config, training.device, training.model
-    photo_NSS3, mask_NSS = place(train_set, device)
-    placed_val = place(val_set, device)
+    placed_train, placed_val = place(train_set, device), place(val_set, device)
+    photo_NSS3, mask_NSS = placed_train.photo_NSS3, placed_train.mask_NSS
     num_photos = len(train_set.names)
     while training.epoch < config.epochs:
         number = training.epoch + 1
@@ -121,7 +121,8 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
         train_loss = _check_finite(training, [len(batch) for batch in batches])
         start = read_clock(device)
         parts = []
-        for part in evaluate_batches(model, val_set, config.batch_size, config.precision, device, placed_val):
+        predictor = make_predictor(model, config.precision, device)
+        for part in evaluate_batches(predictor, placed_val, config.batch_size):
             parts.append(part)
             yield Step()
             if training.stopping:

@@ -41,14 +41,15 @@ ALLOWED = {
     "catseg.device": {"torch", "catseg.errors"},
     "catseg.losses": {"torch", "catseg.photo"},
     "catseg.metrics": {"numpy", "torch", "catseg.photo"},
-    "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
-    | {"catseg.photo", "catseg.unet"},
+    "catseg.folding": {"torch"},
+    "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.folding", "catseg.losses"}
+    | {"catseg.metrics", "catseg.photo"},
     "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
     | {"catseg.metrics", "catseg.optimizer", "catseg.settings", "catseg.unet"},
     "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.optimizer", "catseg.settings"}
     | {"catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
-    | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo", "catseg.unet"},
+    | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo"},
     "bench": set(),
     "bench.trial": {"catseg.dataset", "catseg.settings"},
     "bench.grid": {"yaml", "bench.trial", "catseg.dataset", "catseg.errors", "catseg.sample", "catseg.settings"},
@@ -100,7 +101,7 @@ ALLOWED = {
     "bench.label": {"catseg.errors", "catseg.folder", "catseg.labelme", "catseg.photo"},
     "bench.speed": {"catseg.errors"},
     "bench.prediction": {"rich", "torch", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
-    | {"catseg.photo", "catseg.predict", "catseg.unet"},
+    | {"catseg.predict", "catseg.unet"},
     "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.overview", "bench.prediction"}
     | {"bench.session", "bench.speed", "bench.store", "catseg.errors"},
 }

@@ -90,7 +90,7 @@ def make_cached(sets: list[list[Pair]]) -> Work:
     device = clock.find_device()
     placed = [place(read_pairs(pairs, [IMAGE_SIZE])[IMAGE_SIZE], device) for pairs in sets]
     order_N = np.random.default_rng(0).permutation(len(sets[0]))
-    return lambda number: to_input(placed[number % NUM_SETS][0][order_N], device)
+    return lambda number: to_input(placed[number % NUM_SETS].photo_NSS3[order_N], device)
 
 
 @pytest.mark.parametrize("name", [READ, PLAIN, AGAIN, CACHED])

@@ -20,14 +20,14 @@ from tutorial import TutorialUNet, compute_dice_loss, predict, train_step_of_the
 from catseg.dataset import PhotoSet, read_pairs
 from catseg.device import autocast, choose_precision
 from catseg.folder import Pair
-from catseg.inference import to_input
+from catseg.inference import compute_logits, make_predictor, to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
 from catseg.photo import fit_mask, fit_photo
 from catseg.sample import draw_photo
 from catseg.settings import TrainConfig, UNetConfig
 from catseg.train import Epoch, advance, make_training, train_step
-from catseg.unet import make_unet
+from catseg.unet import UNet, make_unet
 
 NUM_BATCHES = 4
 ENDLESS = 10**6  # epochs: no schedule ends while it is timed
@@ -150,7 +150,10 @@ def _make_logits(mask_BSS: torch.Tensor) -> torch.Tensor:
 
 
 def make_inference(model: nn.Module, batches: list[Batch], precision: str, device: torch.device) -> Work:
-    """uint8 photos -> uint8 label maps in RAM."""
+    """uint8 photos -> uint8 label maps in RAM: ours as `bench predict` does it, others by autocast."""
+    if isinstance(model, UNet):
+        predictor = make_predictor(model, precision, device)
+        return lambda number: choose_labels(compute_logits(predictor, batches[number % len(batches)][0])).cpu()
     dtype = choose_precision(precision, device)
     model.eval()
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from catseg.dataset import PhotoSet, read_pairs
 from catseg.folder import Pair
 from catseg.inference import (
+    Predictor,
     compute_logits,
     evaluate,
     evaluate_batches,
+    make_predictor,
     place,
     pool,
     predict_fitted,
@@ -41,10 +43,12 @@ def test_input_is_between_zero_and_one_and_channels_come_first():
 
 def test_photos_are_placed_as_bytes(make_set):
     photos = make_set(3)
-    photo_NSS3, mask_NSS = place(photos, CPU)
-    assert photo_NSS3.dtype == mask_NSS.dtype == torch.uint8
-    np.testing.assert_array_equal(photo_NSS3, photos.photo_NSS3)
-    np.testing.assert_array_equal(mask_NSS, photos.mask_NSS)
+    placed = place(photos, CPU)
+    assert {placed.photo_NSS3.dtype, placed.mask_NSS.dtype, placed.native_masks[0].dtype} == {torch.uint8}
+    np.testing.assert_array_equal(placed.photo_NSS3, photos.photo_NSS3)
+    np.testing.assert_array_equal(placed.mask_NSS, photos.mask_NSS)
+    for mask, expected in zip(placed.native_masks, photos.native_masks, strict=True):
+        np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
@@ -64,7 +68,6 @@ def make_brightness_model() -> torch.nn.Module:
     with torch.no_grad():
         model.weight.fill_(10.0)
         model.bias.fill_(-15.0)
-    model.config = UNetConfig(1)
     return model
 
 
@@ -148,7 +151,7 @@ def test_validation_changes_no_weight_and_no_statistic(make_set):
 def test_one_fitted_photo_is_predicted_at_the_size_asked_for():
     photo = np.zeros((40, 64, 3), np.uint8)
     photo[:, 32:] = 255
-    labels = predict_fitted(make_brightness_model(), fit_photo(photo, 64), (40, 64), "float32", CPU)
+    labels = predict_fitted(make_predictor(make_brightness_model(), "float32", CPU), fit_photo(photo, 64), (40, 64))
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, photo[..., 0] // 255)
 
@@ -157,7 +160,7 @@ def test_batches_are_scored_one_by_one_and_pooled_as_one(make_set):
     """Five photos by two: three scores, and whatever comes between them changes neither loss nor counts."""
     photos, model = make_set(5), make_unet(UNetConfig(2), seed=0)
     scores = []
-    for score in evaluate_batches(model, photos, 2, "float32", CPU, place(photos, CPU)):
+    for score in evaluate_batches(make_predictor(model, "float32", CPU), place(photos, CPU), 2):
         assert not torch.is_inference_mode_enabled()
         scores.append(score)
     assert [len(score.counts_BK3) for score in scores] == [2, 2, 1]
@@ -170,14 +173,60 @@ def test_batches_are_scored_one_by_one_and_pooled_as_one(make_set):
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_pooled_loss_is_the_one_asked_for(make_set, loss):
     photos, model = make_set(3), make_unet(UNetConfig(2), seed=0)
-    scores = list(evaluate_batches(model, photos, 3, "float32", CPU, place(photos, CPU)))
+    scores = list(evaluate_batches(make_predictor(model, "float32", CPU), place(photos, CPU), 3))
     assert pool(loss, scores)[0] == LOSSES[loss](scores[0].terms_4K).item()
 
 
-def test_logits_of_one_photo_are_those_it_has_in_a_batch(make_set):
-    photos, model = make_set(3), make_unet(UNetConfig(2), seed=0)
-    logits_KSS = compute_logits(model, photos.photo_NSS3[1], "float32", CPU)
-    model.eval()
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_logits_of_a_photo_are_those_it_has_alone_and_those_of_the_network(make_set, monkeypatch, num_classes):
+    """Seven photos at once, in parts of two as a large photo would be, and one by one: the same up to rounding."""
+    photos, model = make_set(7), make_unet(UNetConfig(4, num_classes), seed=0).eval()
+    predictor, photo_NSS3 = make_predictor(model, "float32", CPU), torch.tensor(photos.photo_NSS3)
     with torch.inference_mode():
-        logits_BKSS = model(to_input(torch.tensor(photos.photo_NSS3), CPU))
-    torch.testing.assert_close(logits_KSS, logits_BKSS[1])
+        expected_NKSS = model(to_input(photo_NSS3, CPU))
+    for most in (100, 2, 1):
+        monkeypatch.setattr("catseg.inference.PART_PIXELS", most * 32 * 32)
+        torch.testing.assert_close(compute_logits(predictor, photo_NSS3), expected_NKSS, rtol=1e-5, atol=1e-5)
+    logits_1KSS = compute_logits(predictor, photo_NSS3[4:5])
+    torch.testing.assert_close(logits_1KSS[0], expected_NKSS[4], rtol=1e-5, atol=1e-5)
+
+
+def test_a_cpu_is_given_no_more_photos_at_once_than_its_cache_holds(monkeypatch):
+    sizes = []
+    monkeypatch.setattr("catseg.inference.PART_PIXELS", 2 * 32 * 32)
+    model = make_brightness_model()
+    model.forward = lambda photo_B3HW: sizes.append(len(photo_B3HW)) or photo_B3HW[:, :1]
+    for side, expected in ((32, [2, 2, 1]), (64, [1, 1, 1, 1, 1]), (16, [5])):
+        sizes.clear()
+        compute_logits(Predictor(model, torch.float32, CPU), torch.zeros(5, side, side, 3, dtype=torch.uint8))
+        assert sizes == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_predictor_computes_in_its_precision_and_answers_in_float32(make_set, precision):
+    photos, model = make_set(2), make_unet(UNetConfig(4), seed=0)
+    predictor = make_predictor(model, precision, CPU)
+    assert {weight.dtype for weight in predictor.network.parameters()} == {predictor.dtype}
+    assert str(predictor.dtype) == f"torch.{precision}"
+    logits_BKSS = compute_logits(predictor, torch.tensor(photos.photo_NSS3))
+    assert logits_BKSS.dtype == torch.float32 and logits_BKSS.isfinite().all()
+
+
+def test_what_a_network_learns_later_its_predictor_does_not_know(make_set):
+    photos, model = make_set(2), make_unet(UNetConfig(2), seed=0)
+    predictor = make_predictor(model, "float32", CPU)
+    before = compute_logits(predictor, torch.tensor(photos.photo_NSS3))
+    list(train(model, photos, photos, TrainConfig(lr=0.01, image_size=32, epochs=1, batch_size=1), CPU))
+    assert torch.equal(compute_logits(predictor, torch.tensor(photos.photo_NSS3)), before)
+    assert not torch.equal(
+        compute_logits(make_predictor(model, "float32", CPU), torch.tensor(photos.photo_NSS3)), before
+    )
+
+
+def test_masks_that_may_not_be_written_to_are_placed_without_a_warning(make_set, recwarn):
+    photos = make_set(2)
+    for mask in photos.native_masks:
+        mask.flags.writeable = False
+    placed = place(photos, CPU)
+    assert not recwarn.list
+    np.testing.assert_array_equal(placed.native_masks[1], photos.native_masks[1])

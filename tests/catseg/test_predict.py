@@ -1,5 +1,7 @@
 """Photos in, masks and overlays out: at the photo's own size, never over the photo."""
 
+import errno
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ from PIL import Image
 from catseg.checkpoint import ModelCard
 from catseg.dataset import load_photo_set
 from catseg.errors import InputError
-from catseg.photo import read_photo
-from catseg.predict import Prediction, predict, write_predictions
+from catseg.inference import compute_logits, evaluate, make_predictor
+from catseg.photo import fit_photo, read_photo
+from catseg.predict import Prediction, estimate_files, estimate_iou, predict, write_predictions
 from catseg.settings import UNetConfig
 from catseg.unet import UNet, make_unet
 
@@ -95,7 +98,7 @@ def test_photo_in_which_nothing_is_found_has_an_empty_mask(tmp_path):
 def test_cat_is_predicted_where_it_is(height, width):
     photo = np.zeros((height, width, 3), np.uint8)
     photo[height // 2 :, width // 3 :] = 255
-    labels = predict(make_brightness_model(), CARD, photo, CPU)
+    labels = predict(make_predictor(make_brightness_model(), "auto", CPU), CARD, photo)
     wrong = labels != photo[..., 0] // 255
     pixel = max(1, max(height, width) / 32)
     assert labels.shape == (height, width)
@@ -130,7 +133,7 @@ def test_several_classes_are_written_as_their_label_ids(tmp_path):
 def test_network_in_training_mode_is_switched_to_eval_mode(tmp_path):
     model = make_unet(CARD.unet, seed=0).train()
     before = model.encoders[0][1].running_mean.clone()
-    predict(model, CARD, np.zeros((40, 40, 3), np.uint8), CPU)
+    predict(make_predictor(model, "auto", CPU), CARD, np.zeros((40, 40, 3), np.uint8))
     assert torch.equal(model.encoders[0][1].running_mean, before)
 
 
@@ -157,6 +160,91 @@ def test_photos_that_cannot_be_read_do_not_stop_the_others_and_are_listed_at_the
     assert [done.photo_path.name for done in written] == ["cat.png"]
     assert ["gone.jpg" in line or "text.jpg" in line for line in caught.value.problems] == [True, True]
     assert list_files(tmp_path / "out") == ["cat.png", "cat_overlay.png"]
+
+
+@pytest.fixture
+def many_cores():
+    """Four threads, however few cores the tests are given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_photos_are_worked_on_several_at_a_time_and_come_in_the_order_given(tmp_path, monkeypatch, many_cores):
+    """The first cannot be done before three others are: alone it would wait for ever."""
+    photos = [write_photo(tmp_path / f"{index}.png") for index in range(9)]
+    others = threading.Semaphore(0)
+
+    def read_slowly(path: Path) -> np.ndarray:
+        if path == photos[0]:
+            for _ in range(3):
+                assert others.acquire(timeout=30)
+        else:
+            others.release()
+        return read_photo(path)
+
+    monkeypatch.setattr("catseg.predict.read_photo", read_slowly)
+    written = list(write_predictions(EVERYWHERE, CARD, photos, tmp_path / "out", CPU))
+    assert [done.photo_path for done in written] == photos
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_masks_are_the_same_to_the_byte_whatever_is_predicted_beside_them(tmp_path, draw_cat, many_cores, num_threads):
+    model = make_unet(CARD.unet, seed=1)
+    photo_1SS3 = torch.tensor(fit_photo(draw_cat(0)[0], 32)).unsqueeze(0)
+    with torch.no_grad():  # half of a photo is cat, its rim all over it
+        model.head.bias -= compute_logits(make_predictor(model, "auto", CPU), photo_1SS3).median()
+    photos = [tmp_path / f"{index}.png" for index in range(7)]
+    for index, photo in enumerate(photos):
+        Image.fromarray(draw_cat(index)[0]).save(photo)
+    torch.set_num_threads(num_threads)
+    list(write_predictions(model, CARD, photos, tmp_path / "all", CPU))
+    torch.set_num_threads(4)
+    for photo in photos:
+        list(write_predictions(model, CARD, [photo], tmp_path / "alone", CPU))
+    for name in list_files(tmp_path / "alone"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    masks = [np.asarray(open_image(tmp_path / "all" / photo.name)) for photo in photos]
+    assert 0.01 < np.mean([mask.mean() for mask in masks]) < 0.99
+
+
+@pytest.mark.parametrize("error", [GeneratorExit, KeyboardInterrupt])
+def test_who_stops_waiting_leaves_whole_files_and_begins_no_more(tmp_path, many_cores, error):
+    photos = [write_photo(tmp_path / "in" / f"{index:03}.png", 300, 400) for index in range(100)]
+    predictions = write_predictions(EVERYWHERE, CARD, photos, tmp_path / "out", CPU)
+    assert next(predictions).photo_path == photos[0]
+    with pytest.raises(error):
+        predictions.throw(error)
+    names = list_files(tmp_path / "out")
+    stems = {name.removesuffix(".png").removesuffix("_overlay") for name in names}
+    assert 2 <= len(names) == 2 * len(stems) < 200
+    for name in names:
+        assert open_image(tmp_path / "out" / name).size == (400, 300)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("photo")]
+
+
+def test_disk_that_fills_up_stops_the_work_and_says_so(tmp_path, monkeypatch, refusal, many_cores):
+    photos = [write_photo(tmp_path / f"{index:03}.png", 300, 400) for index in range(100)]
+    saved = []
+
+    def save_until_full(data: bytes, path: Path) -> None:
+        if path.stem == "004":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(path)
+
+    monkeypatch.setattr("catseg.predict.save_bytes", save_until_full)
+    line = refusal(list, write_predictions(EVERYWHERE, CARD, photos, tmp_path / "out", CPU))
+    assert "out: cannot be written (No space left on device)" in line
+    assert 8 <= len(saved) < 150
+
+
+def test_estimates_come_in_the_order_of_the_files_with_what_is_wrong_with_them(tmp_path, many_cores):
+    photos = [write_photo(tmp_path / "a.png"), tmp_path / "gone.png", write_photo(tmp_path / "b.png")]
+    first, problem, last = estimate_files(EVERYWHERE, CARD, photos, CPU)
+    assert first == last == estimate_iou(make_predictor(EVERYWHERE, "auto", CPU), CARD, read_photo(photos[0]))
+    assert "gone.png: no such file" in str(problem)
 
 
 def test_existing_prediction_is_replaced(tmp_path):
@@ -209,15 +297,12 @@ def test_tutorials_photos_are_predicted_at_their_own_size(tmp_path, real_data):
 
 def test_prediction_agrees_with_what_validation_counts(tmp_path, write_voc_folder):
     """The same network and photo, scored in training and predicted from the file: the same pixels."""
-    from catseg.inference import evaluate
-
     folder, model = write_voc_folder(tmp_path / "voc", num=1), make_brightness_model()
-    model.config = CARD.unet
     photos = load_photo_set(str(folder), CARD.classes, CARD.image_size)
     with torch.no_grad():
         model.bias.fill_(-30 * photos.photo_NSS3.mean() / 255)
     _, counts = evaluate(model, photos, "dice", 1, "auto", CPU)
-    labels = predict(model, CARD, read_photo(folder / "JPEGImages" / "cat-0.jpg"), CPU)
+    labels = predict(make_predictor(model, "auto", CPU), CARD, read_photo(folder / "JPEGImages" / "cat-0.jpg"))
     true = photos.native_masks[0] == 1
     hits, predicted = np.count_nonzero(true & (labels == 1)), np.count_nonzero(labels)
     assert 0 < hits < predicted

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from catseg.checkpoint import ModelCard
 from catseg.errors import InputError
 from catseg.folder import list_pairs
+from catseg.inference import Predictor, make_predictor
 from catseg.labelme import load_labels
 from catseg.photo import read_photo
 from catseg.predict import estimate_iou, list_photos, predict, write_predictions
@@ -214,8 +215,12 @@ def test_name_that_is_no_unicode_survives(tmp_path):
 # --- how sure ------------------------------------------------------------------------------------------------------
 
 
+def make_fixed(logits_KSS: torch.Tensor) -> Predictor:
+    return make_predictor(Fixed(logits_KSS), "float32", CPU)
+
+
 def estimate(logits_KSS: torch.Tensor, height: int = 32, width: int = 32, card: ModelCard = CARD) -> float:
-    return estimate_iou(Fixed(logits_KSS), card, np.zeros((height, width, 3), np.uint8), CPU)
+    return estimate_iou(make_fixed(logits_KSS), card, np.zeros((height, width, 3), np.uint8))
 
 
 def test_expected_iou_is_counted_by_hand():
@@ -278,7 +283,7 @@ def test_more_certain_logits_are_expected_to_score_higher():
     values = [estimate(logits * factor) for factor in (0.1, 0.3, 1, 3, 10)]
     assert values == sorted(values)
     assert all(
-        (predict(Fixed(logits * factor), CARD, np.zeros((32, 32, 3), np.uint8), CPU) == 1).any() for factor in (0.1, 10)
+        (predict(make_fixed(logits * factor), CARD, np.zeros((32, 32, 3), np.uint8)) == 1).any() for factor in (0.1, 10)
     )
 
 
