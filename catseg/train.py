@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import optim
 
+from catseg.augment import augment, draw_changes
 from catseg.dataset import PhotoSet
 from catseg.device import autocast, choose_precision, read_clock
 from catseg.inference import evaluate_batches, place, pool, to_input
@@ -32,11 +33,12 @@ class TrainConfig:
     loss: Literal["dice", "bce_dice"] = "bce_dice"
     epochs: int = 12
     batch_size: int = 8
-    seed: int = 0  # of the weights and of the order of photos
+    seed: int = 0  # of the weights, of the order of photos and of their augmentation
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: float = 0.01  # AdamW's; Adam has none
     schedule: Literal["constant", "one_cycle"] = "one_cycle"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    augment: Literal["none", "light"] = "none"  # of the photos that are trained on
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -59,7 +61,7 @@ class Epoch:
     """What one epoch gave. The seconds hold the work and its signs of life, no logging or pictures."""
 
     number: int  # from 1
-    train_loss: float  # mean over the photos, each batch as it was trained
+    train_loss: float  # mean over the photos, each batch as it was trained, augmented if they are
     val_loss: float  # of all validation photos pooled: independent of the batch size
     val_counts_NK3: Counts  # at the masks' native size
     lr: float  # of its first step
@@ -126,8 +128,8 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
     """Train on from where `training` stands; after each epoch validate, stop the clock, and yield.
 
     The host waits for the device once an epoch: losses stay there until its end. The order of
-    photos is a function of seed and epoch, so the same seed gives the same numbers bit for bit on
-    the same CPU and as many threads, stopped and gone on with or not.
+    photos and their augmentation are functions of seed and epoch, so the same seed gives the same
+    numbers bit for bit on the same CPU and as many threads, stopped and gone on with or not.
     """
     config, device, model = training.config, training.device, training.model
     photo_NSS3, mask_NSS = place(train_set, device)
@@ -137,12 +139,18 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
         number = training.epoch + 1
         order_N = torch.randperm(num_photos, generator=torch.Generator().manual_seed(_mix(config.seed, number)))
         batches = torch.split(order_N.to(photo_NSS3.device), config.batch_size)
+        changes_N10 = None
+        if config.augment == "light":
+            changes_N10 = draw_changes(config.seed, number, train_set.used_N2).to(photo_NSS3.device)
         if not training.losses:
             training.lr = float(training.optimizer.param_groups[0]["lr"])
         model.train()
         start = read_clock(device)
         for batch in batches[len(training.losses) :]:
-            training.losses.append(_train_step(training, photo_NSS3[batch], mask_NSS[batch]))
+            photo_BSS3, mask_BSS = photo_NSS3[batch], mask_NSS[batch]
+            if changes_N10 is not None:
+                photo_BSS3, mask_BSS = augment(photo_BSS3, mask_BSS, changes_N10[batch], device)
+            training.losses.append(_train_step(training, photo_BSS3, mask_BSS))
             yield Step()
             if training.stopping:
                 break

@@ -40,8 +40,9 @@ ALLOWED = {
     "catseg.metrics": {"numpy", "torch", "catseg.photo"},
     "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.losses", "catseg.metrics"}
     | {"catseg.photo", "catseg.unet"},
-    "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
-    | {"catseg.metrics", "catseg.unet"},
+    "catseg.augment": {"kornia", "numpy", "torch", "catseg.inference"},
+    "catseg.train": {"numpy", "torch", "catseg.augment", "catseg.dataset", "catseg.device", "catseg.inference"}
+    | {"catseg.losses", "catseg.metrics", "catseg.unet"},
     "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.inference", "catseg.metrics", "catseg.outline", "catseg.photo", "catseg.unet"},
@@ -97,6 +98,7 @@ ONLY_IN = {
     "ray": "bench.engine",
     "safetensors": "catseg.checkpoint",
     "imagehash": "catseg.duplicates",
+    "kornia": "catseg.augment",
     "contourpy": "catseg.outline",
     "shapely": "catseg.outline",
     "pooch": "catseg.server",

@@ -7,11 +7,13 @@ pytest-benchmark are installed.
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from tutorial import TutorialUNet
 from tutorial import train_step as tutorial_train_step
 
+from catseg.augment import augment, draw_changes
 from catseg.device import (
     autocast,
     choose_device,
@@ -96,6 +98,16 @@ def test_train_step(benchmark, device, init_features, image_size):
         optimizer.step()
 
     measure(benchmark, device, work, 3 * compute_forward_gflop(init_features, image_size))
+
+
+@over_settings
+def test_augment(benchmark, device, init_features, image_size):
+    """What `augment: light` adds to a training step: the width is of no account, but a line beside the step's."""
+    pytest.importorskip("kornia")
+    benchmark.group = f"train step, {init_features} features, {image_size} px"
+    photo_BSS3, mask_BSS = make_batch(image_size, device)
+    changes_B10 = draw_changes(0, 1, np.full((BATCH, 2), image_size)).to(device)
+    measure(benchmark, device, lambda: augment(photo_BSS3, mask_BSS, changes_B10, device), 0)
 
 
 @over_settings
