@@ -24,11 +24,11 @@ import fcntl
 import json
 import os
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.trial import TrialResult
+from bench.trial import LATER_SETTINGS, TrialResult
 
 ROOT = Path("mlruns/journal")
 SUPERSEDED = "superseded"
@@ -83,6 +83,8 @@ def read_result(folder: Path | None) -> TrialResult | None:
     known = {field.name for field in fields(TrialResult)}
     try:
         result = TrialResult(**{name: value for name, value in content.items() if name in known})
+        settings = result.settings | LATER_SETTINGS | result.settings  # in the order in which they were kept
+        result = replace(result, settings=settings)
         whole = all((folder / name).stat().st_size == file["num_bytes"] for name, file in result.files.items())
     except (TypeError, KeyError, AttributeError, OSError):
         return None

@@ -201,7 +201,9 @@ def take_steps(trial: Trial, device_name: str) -> Iterator[None]:
     rng = np.random.default_rng(0)
     photo_NSS3 = rng.integers(0, 256, (num_photos, side, side, 3), np.uint8)
     mask_NSS = rng.integers(0, trial.unet.num_classes + 1, (num_photos, side, side), np.uint8)
-    photos = PhotoSet(tuple(map(str, range(num_photos))), photo_NSS3, mask_NSS, (), ())
+    photos = PhotoSet(
+        tuple(map(str, range(num_photos))), photo_NSS3, mask_NSS, (), (), np.full((num_photos, 2), config.image_size)
+    )
     training = make_training(make_unet(trial.unet, seed=0), config, num_photos, choose_device(device_name))
     while True:
         training.losses, training.stopping = [], False  # the epoch's first step again

@@ -18,6 +18,10 @@ FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 # The settings an experiment file may name, in the order they are shown: the users' words.
 SETTINGS = ("init_features", *(setting.name for setting in fields(TrainConfig)))
 
+# Settings that came later than the first results, and the value that means "as before": it is left out of a trial's
+# identity, so that earlier results stand. A default may change; these may not.
+LATER_SETTINGS: dict[str, Any] = {"augment": "none"}
+
 CHECKPOINT_EVERY_SECONDS = 60.0  # at most so much training is lost in a kill, or one epoch if that is longer
 
 
@@ -45,13 +49,14 @@ class Trial:
 
     def make_key(self, data_fingerprint: str) -> str:
         """The identity of its result: a hash of settings, data and recipe version, not of what else the grid holds."""
-        identity = json.dumps([self.settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION], sort_keys=True)
+        settings = dict(self.settings.items() - LATER_SETTINGS.items())
+        identity = json.dumps([settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:10]
 
     def needs_more_than(self, other: "Trial") -> bool:
         """Whether it takes strictly more memory: wider, larger or in larger batches, and alike in all else."""
         mine, others = self.settings, other.settings
-        alike = all(mine[name] == others[name] for name in ("loss", "optimizer", "precision"))
+        alike = all(mine[name] == others[name] for name in ("loss", "optimizer", "precision", "augment"))
         sizes = [(mine[name], others[name]) for name in ("init_features", "image_size", "batch_size")]
         return alike and all(a >= b for a, b in sizes) and any(a > b for a, b in sizes)
 

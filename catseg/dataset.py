@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from catseg.duplicates import Bits, compute_hashes, find_near, make_groups
 from catseg.errors import InputError
 from catseg.folder import Pair, list_pairs, map_pairs
 from catseg.labelme import make_label_ids
-from catseg.photo import VOID, UInt8, fit_mask, fit_photo
+from catseg.photo import VOID, UInt8, fit_mask, fit_photo, fit_size
 from catseg.sample import SAMPLE
 
 SAME_AS_TRAIN = "train"  # data.val: validate on the training photos; shows what was memorised, not skill
@@ -59,6 +60,7 @@ class PhotoSet:
     mask_NSS: UInt8  # the same, void beyond
     native_masks: tuple[UInt8, ...]  # at the photos' own sizes; none for photos that are only trained on
     shown: tuple[Shown, ...]
+    used_N2: npt.NDArray[np.int64]  # height and width that each photo takes of its square
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def make_photo_set(
         np.stack([photo.fits[image_size][1] for photo in photos]),
         tuple(photo.native_mask for photo in photos) if scored else (),
         shown,
+        np.array([fit_size(photo.native_mask.shape[0], photo.native_mask.shape[1], image_size) for photo in photos]),
     )
 
 

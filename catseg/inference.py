@@ -120,8 +120,12 @@ def restore_labels(logits_KSS: torch.Tensor, height: int, width: int) -> torch.T
 
 
 def to_input(photo_BSS3: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 photos -> photo_B3SS, floats 0..1 on the device; channels-last without moving a byte."""
-    return photo_BSS3.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    """uint8 photos -> photo_B3SS, floats 0..1 on the device; channels-last without moving a byte.
+
+    Photos that are floats already, as augmented ones are, stay what they are.
+    """
+    photo_B3SS = photo_BSS3.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return photo_B3SS if photo_B3SS.is_floating_point() else photo_B3SS.float().div_(255)
 
 
 def place(photos: PhotoSet, device: torch.device) -> Placed:

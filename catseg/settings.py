@@ -36,11 +36,12 @@ class TrainConfig:
     loss: Literal["dice", "bce_dice"] = "bce_dice"
     epochs: int = 12
     batch_size: int = 8
-    seed: int = 0  # of the weights and of the order of photos
+    seed: int = 0  # of the weights, of the order of photos and of their augmentation
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: float = 0.01  # AdamW's; Adam has none
     schedule: Literal["constant", "one_cycle"] = "one_cycle"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    augment: Literal["none", "light"] = "none"  # of the photos that are trained on
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):

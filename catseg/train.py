@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import optim
 
+from catseg.augment import augment, draw_changes
 from catseg.dataset import PhotoSet
 from catseg.device import autocast, choose_precision, read_clock
 from catseg.inference import evaluate_batches, make_predictor, place, pool, to_input
@@ -27,7 +28,7 @@ class Epoch:
     """What one epoch gave. The seconds hold the work and its signs of life, no logging or pictures."""
 
     number: int  # from 1
-    train_loss: float  # mean over the photos, each batch as it was trained
+    train_loss: float  # mean over the photos, each batch as it was trained, augmented if they are
     val_loss: float  # of all validation photos pooled: independent of the batch size
     val_counts_NK3: Counts  # at the masks' native size
     lr: float  # of its first step
@@ -95,8 +96,8 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
     """Train on from where `training` stands; after each epoch validate, stop the clock, and yield.
 
     The host waits for the device once an epoch: losses stay there until its end. The order of
-    photos is a function of seed and epoch, so the same seed gives the same numbers bit for bit on
-    the same CPU and as many threads, stopped and gone on with or not.
+    photos and their augmentation are functions of seed and epoch, so the same seed gives the same
+    numbers bit for bit on the same CPU and as many threads, stopped and gone on with or not.
     """
     config, device, model = training.config, training.device, training.model
     placed_train, placed_val = place(train_set, device), place(val_set, device)
@@ -110,8 +111,14 @@ def advance(training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Itera
             training.lr = float(training.optimizer.param_groups[0]["lr"])
         model.train()
         start = read_clock(device)
+        changes_N10 = None
+        if config.augment == "light":
+            changes_N10 = draw_changes(config.seed, number, train_set.used_N2).to(photo_NSS3.device)
         for batch in batches[len(training.losses) :]:
-            training.losses.append(train_step(training, photo_NSS3[batch], mask_NSS[batch]))
+            photo_BSS3, mask_BSS = photo_NSS3[batch], mask_NSS[batch]
+            if changes_N10 is not None:
+                photo_BSS3, mask_BSS = augment(photo_BSS3, mask_BSS, changes_N10[batch], device)
+            training.losses.append(train_step(training, photo_BSS3, mask_BSS))
             yield Step()
             if training.stopping:
                 break

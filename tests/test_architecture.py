@@ -44,7 +44,16 @@ ALLOWED = {
     "catseg.folding": {"torch"},
     "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.folding", "catseg.losses"}
     | {"catseg.metrics", "catseg.photo"},
-    "catseg.train": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.inference", "catseg.losses"}
+    "catseg.augment": {"kornia", "numpy", "torch", "catseg.inference"},
+    "catseg.train": {
+        "numpy",
+        "torch",
+        "catseg.augment",
+        "catseg.dataset",
+        "catseg.device",
+        "catseg.inference",
+        "catseg.losses",
+    }
     | {"catseg.metrics", "catseg.optimizer", "catseg.settings", "catseg.unet"},
     "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.optimizer", "catseg.settings"}
     | {"catseg.train", "catseg.unet"},
@@ -114,6 +123,7 @@ ONLY_IN = {
     "ray": "bench.engine",
     "safetensors": "catseg.checkpoint",
     "imagehash": "catseg.duplicates",
+    "kornia": "catseg.augment",
     "contourpy": "catseg.outline",
     "shapely": "catseg.outline",
     "pooch": "catseg.server",

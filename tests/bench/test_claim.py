@@ -14,6 +14,7 @@ from bench import journal
 from bench.claim import make_experiment_folder, remove_old_checkpoints, start_over, take
 from bench.journal import list_folders, read_history, read_result, read_settings
 from bench.trial import (
+    LATER_SETTINGS,
     Checkpoint,
     EpochDone,
     Failed,
@@ -88,6 +89,18 @@ def test_a_result_comes_back_as_it_was_committed(begin):
     claim.commit(result)
     assert result.files["best.safetensors"]["num_bytes"] == 7
     assert read_result(claim.folder) == result
+
+
+def test_a_result_from_before_a_setting_came_is_one_of_as_before(begin):
+    """Its key was made without the setting, and so is the key that it is looked for by now."""
+    claim = begin()
+    settings = {name: value for name, value in TRIAL.settings.items() if name not in LATER_SETTINGS}
+    assert settings != TRIAL.settings
+    claim.commit(dataclasses.replace(RESULT, settings=settings))
+    assert read_result(claim.folder) == RESULT
+    lighter = dataclasses.replace(RESULT, settings=TRIAL.settings | {"augment": "light"})
+    claim.commit(lighter)
+    assert read_result(claim.folder) == lighter
 
 
 def test_a_trial_that_was_never_run_or_not_committed_has_no_result(begin, experiment_folder):

@@ -38,7 +38,8 @@ from catseg.settings import TrainConfig, UNetConfig
 import torch._dynamo  # which the first optimizer loads: not under the limit
 
 mask_NSS = np.ones((4, 512, 512), np.uint8)
-photos = PhotoSet(tuple("abcd"), np.zeros((4, 512, 512, 3), np.uint8), mask_NSS, tuple(mask_NSS), ())
+used_N2 = np.full((4, 2), 512)
+photos = PhotoSet(tuple("abcd"), np.zeros((4, 512, 512, 3), np.uint8), mask_NSS, tuple(mask_NSS), (), used_N2)
 used_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used_bytes + 100 * 2**20,) * 2)
 trial = Trial(UNetConfig(16), TrainConfig(image_size=512, epochs=1, batch_size=4), ())

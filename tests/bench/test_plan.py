@@ -28,7 +28,8 @@ EXPERIMENT = Experiment("grid.yaml", "tiny", DataConfig("photos"), TRIALS)
 
 def make_set(num_photos):
     empty = np.zeros((num_photos, 32, 32), np.uint8)
-    return PhotoSet(tuple(map(str, range(num_photos))), np.zeros((num_photos, 32, 32, 3), np.uint8), empty, (), ())
+    names, used = tuple(map(str, range(num_photos))), np.full((num_photos, 2), 32)
+    return PhotoSet(names, np.zeros((num_photos, 32, 32, 3), np.uint8), empty, (), (), used)
 
 
 DATA = Data({32: (make_set(NUM_TRAIN), make_set(NUM_VAL))}, "data", val_is_train=False)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 import bench.trial
-from bench.trial import SETTINGS, Trial
+from bench.trial import LATER_SETTINGS, SETTINGS, Trial
 from catseg.settings import TrainConfig, UNetConfig
 
 TRIAL = Trial(UNetConfig(8), TrainConfig(lr=0.01, epochs=3), ("lr",))
@@ -23,6 +23,7 @@ OTHER_SETTINGS = {
     "weight_decay": 0.1,
     "schedule": "constant",
     "precision": "float32",
+    "augment": "light",
 }
 
 
@@ -46,6 +47,12 @@ def test_other_data_classes_or_recipe_are_another_result(monkeypatch):
     assert dataclasses.replace(TRIAL, unet=UNetConfig(8, num_classes=2)).make_key("data") != key
     monkeypatch.setattr(bench.trial, "RECIPE_VERSION", bench.trial.RECIPE_VERSION + 1)
     assert TRIAL.make_key("data") != key
+
+
+def test_keys_are_what_they_were_before_later_settings_came():
+    """Taken then: results of earlier journals are found again, though a trial has more settings now."""
+    assert TRIAL.make_key("data") == "6c582c31ff"
+    assert LATER_SETTINGS.items() <= TRIAL.settings.items()  # so it is a trial as there were then
 
 
 def test_the_grid_around_a_trial_does_not_change_its_result():
@@ -78,6 +85,7 @@ def test_every_setting_has_one_name_and_stands_in_the_settings():
         ({"init_features": 16, "loss": "dice"}, False),
         ({"init_features": 16, "optimizer": "adam"}, False),
         ({"init_features": 16, "precision": "float32"}, False),
+        ({"init_features": 16, "augment": "light"}, False),
         ({"init_features": 16, "lr": 0.02, "seed": 1}, True),
     ],
 )

@@ -1,8 +1,10 @@
 """What only a GPU can show; skipped without one."""
 
+import numpy as np
 import pytest
 import torch
 
+from catseg.augment import augment, draw_changes
 from catseg.checkpoint import dump_training, load_training
 from catseg.device import measure_peak_mib, reset_peak_memory
 from catseg.settings import TrainConfig, UNetConfig
@@ -14,10 +16,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 GPU = torch.device("cuda:0")
 
 
+@pytest.mark.parametrize("augment", ["none", "light"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_training_stopped_in_the_middle_of_an_epoch_goes_on_from_the_same_state(make_set, precision):
+def test_a_training_stopped_in_the_middle_of_an_epoch_goes_on_from_the_same_state(make_set, precision, augment):
     """Sums on a GPU may differ in the last place from one run to the next: the state is compared, then it goes on."""
-    config = TrainConfig(image_size=32, epochs=2, batch_size=2, precision=precision)
+    config = TrainConfig(image_size=32, epochs=2, batch_size=2, precision=precision, augment=augment)
     train_set, val_set = make_set(5), make_set(3)
     training = make_training(make_unet(UNetConfig(4), 0), config, 5, GPU)
     for number, _ in enumerate(advance(training, train_set, val_set), 1):
@@ -30,6 +33,22 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_goes_on_from_the_same_stat
     assert {value.device for value in again.model.state_dict().values()} == {GPU}
     (epoch,) = [event for event in advance(again, train_set, val_set) if isinstance(event, Epoch)]
     assert (epoch.number, again.best is not None) == (2, True)
+
+
+def test_photos_are_augmented_as_on_a_cpu_and_the_host_waits_for_nothing(make_set):
+    """But for the last place: where a pixel lies between two others, either label may be the nearest."""
+    photos = make_set(6)
+    placed = torch.tensor(photos.photo_NSS3), torch.tensor(photos.mask_NSS), draw_changes(0, 1, photos.used_N2)
+    photo, mask = augment(*placed, torch.device("cpu"))
+    on_gpu = [tensor.to(GPU) for tensor in placed]
+    augment(*on_gpu, GPU)  # kernels are loaded, memory is had
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        photo_gpu, mask_gpu = augment(*on_gpu, GPU)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_allclose(photo_gpu.cpu(), photo, atol=1e-3)
+    assert (mask_gpu.cpu() != mask).float().mean() < 0.001
 
 
 def test_peak_memory_of_a_gpu_named_by_its_number_can_be_asked_for_first():

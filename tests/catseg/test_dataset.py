@@ -44,6 +44,8 @@ def test_photos_and_masks_are_fitted_to_every_size_and_kept_at_their_own(labelme
             np.testing.assert_array_equal(train.photo_NSS3[index], fit_photo(photo, size))
             np.testing.assert_array_equal(train.mask_NSS[index], fit_mask(mask, size))
             np.testing.assert_array_equal(val.native_masks[index], mask)
+    assert data.sets[64][0].used_N2.tolist() == data.sets[64][1].used_N2.tolist() == [[48, 64]] * 6
+    assert data.sets[32][0].used_N2.tolist() == [[24, 32]] * 6
     assert np.all(data.sets[64][0].mask_NSS[:, 48:] == VOID)  # 64 x 48 photos end there
 
 

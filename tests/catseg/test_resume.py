@@ -84,6 +84,8 @@ def describe(epoch: Epoch) -> tuple:
         {"optimizer": "adam", "schedule": "constant", "loss": "dice"},
         {"optimizer": "adam", "schedule": "one_cycle", "loss": "bce_dice", "precision": "bfloat16"},
         {"optimizer": "adamw", "schedule": "constant", "loss": "dice"},
+        {"optimizer": "adamw", "schedule": "one_cycle", "loss": "bce_dice", "augment": "light"},
+        {"optimizer": "adam", "schedule": "constant", "precision": "bfloat16", "augment": "light"},
     ],
     ids=lambda settings: "-".join(settings.values()),
 )
@@ -102,12 +104,19 @@ def test_training_stopped_at_any_event_ends_as_if_it_never_had_been(photos, sett
 
 
 @pytest.mark.parametrize(
-    ("seed", "precision"),
-    [(0, "float32"), (1, "float32"), (2, "float32"), (3, "bfloat16"), (4, "bfloat16"), (5, "float16")],
+    ("seed", "precision", "augment"),
+    [
+        (0, "float32", "none"),
+        (1, "float32", "none"),
+        (2, "float32", "light"),
+        (3, "bfloat16", "none"),
+        (4, "bfloat16", "light"),
+        (5, "float16", "none"),
+    ],
 )
-def test_training_stopped_again_and_again_ends_the_same(photos, seed, precision):
+def test_training_stopped_again_and_again_ends_the_same(photos, seed, precision, augment):
     """Every process gets 1 to 5 events far; a validation that was stopped is done again."""
-    config, lengths = dataclasses.replace(TINY, precision=precision), random.Random(seed)
+    config, lengths = dataclasses.replace(TINY, precision=precision, augment=augment), random.Random(seed)
     undisturbed = make_fresh(config)
     expected = summarise(undisturbed, stop_after(undisturbed, photos, NUM_EVENTS))
     training = make_fresh(config)
