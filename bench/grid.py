@@ -138,6 +138,8 @@ def _check_type(where: str, key: str, value: Any, path: Path) -> Any:
     """The value, if it is of the setting's own type; whole numbers pass as floats."""
     hint = HINTS[key]
     if get_origin(hint) is Literal:
+        if isinstance(value, bool) and "on" in get_args(hint):  # YAML 1.1 reads the words on and off so
+            value = "on" if value else "off"
         if value in get_args(hint):
             return value
         raise InputError(f"{path}: {where}: unknown {value!r}; choose {', '.join(get_args(hint))}")

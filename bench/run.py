@@ -196,7 +196,7 @@ def measure_step_seconds(trial: Trial, device_name: str) -> float:
 
 def take_steps(trial: Trial, device_name: str) -> Iterator[None]:
     """A trial's training steps on made-up photos, one for each `next`, without end and without validation."""
-    config = replace(trial.train, lr=1e-6, schedule="constant")  # nothing overflows, no schedule ends
+    config = replace(trial.train, lr=1e-6, schedule="constant", compile="off")  # no overflow, no schedule ends
     num_photos, side = config.batch_size, config.image_size
     rng = np.random.default_rng(0)
     photo_NSS3 = rng.integers(0, 256, (num_photos, side, side, 3), np.uint8)

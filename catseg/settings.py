@@ -42,6 +42,7 @@ class TrainConfig:
     schedule: Literal["constant", "one_cycle"] = "one_cycle"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     augment: Literal["none", "light"] = "none"  # of the photos that are trained on
+    compile: Literal["auto", "on", "off"] = "off"  # `auto`: on a GPU, once it saves more time than it takes
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):

@@ -61,7 +61,7 @@ def test_a_trial_is_named_by_what_varies_and_by_nothing_else(load):
 def test_every_setting_of_base_and_grid_reaches_the_trial(load):
     base = {"init_features": 4, "lr": 0.5, "image_size": 64, "loss": "dice", "epochs": 3, "batch_size": 5}
     base |= {"optimizer": "adam", "weight_decay": 0.1, "schedule": "constant", "precision": "float32"}
-    base |= {"augment": "light"}
+    base |= {"augment": "light", "compile": "on"}
     in_base = load(HEAD + "base: {" + ", ".join(f"{key}: {value}" for key, value in base.items()) + "}\nseeds: [9]\n")
     in_grid = load(HEAD + "grid: {" + ", ".join(f"{key}: [{value}]" for key, value in base.items()) + "}\nseeds: [9]\n")
     assert in_base.trials[0].settings == base | {"seed": 9}
@@ -73,6 +73,11 @@ def test_none_is_a_word_in_a_grid_as_it_is_in_the_settings(load):
     trials = load(HEAD + "grid: {augment: [none, light]}\n").trials
     assert [trial.train.augment for trial in trials] == ["none", "light"]
     assert [trial.name for trial in trials] == ["augment=none", "augment=light"]
+
+
+def test_on_and_off_are_words_though_yaml_makes_booleans_of_them(load):
+    trials = load(HEAD + "grid: {compile: [off, on, auto]}\n").trials
+    assert [trial.train.compile for trial in trials] == ["off", "on", "auto"]
 
 
 def test_a_file_without_base_grid_and_seeds_is_one_trial_with_seed_0(load):
@@ -161,6 +166,7 @@ def test_sample_and_train_are_words_and_no_folders(load):
         ("grid: {lr: 0.1}\n", ": grid.lr: a list with at least one value is needed, got 0.1"),
         ("grid: {loss: [focal]}\n", ": grid.loss: unknown 'focal'; choose dice, bce_dice"),
         ("grid: {augment: [none, heavy]}\n", ": grid.augment: unknown 'heavy'; choose none, light"),
+        ("base: {augment: on}\n", ": base.augment: unknown True; choose none, light"),
         ("base: {augment: null}\n", ": base.augment: unknown None; choose none, light"),
         ("grid: {image_size: [32, true]}\n", ": grid.image_size: got True; "),
         ("base: [1]\n", ": base: `key: value` lines are needed, got [1]"),

@@ -24,6 +24,7 @@ OTHER_SETTINGS = {
     "schedule": "constant",
     "precision": "float32",
     "augment": "light",
+    "compile": "on",
 }
 
 
