@@ -9,9 +9,8 @@ import torch.nn.functional as F
 
 from catseg.photo import VOID
 
-SMOOTHING = (
-    1.0  # pixels; keeps an empty class at loss 0 when it is predicted empty (Milletari et al., arXiv 1606.04797)
-)
+# pixels; keeps an empty class at loss 0 when it is predicted empty (Milletari et al., arXiv 1606.04797)
+SMOOTHING = 1.0
 
 
 def sum_terms(logits_BKHW: torch.Tensor, mask_BHW: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from ratio import compute_noise_floor, compute_ratio
 from table import Row, describe_row, format_table
 
 from bench.environment import describe_environment, format_machine
+from catseg.device import name_gpu
 
 
 @dataclass
@@ -102,9 +103,13 @@ def make_row(contest: Contest, name: str, record: Record) -> Row:
     )
 
 
+def _describe_machine() -> dict[str, str]:
+    return describe_environment(name_gpu(clock.find_device()), torch.get_num_threads())
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
     """What a comparison must find equal or name: `bench compare --speed` reads it."""
-    machine_info["catseg"] = describe_environment(clock.find_device())
+    machine_info["catseg"] = _describe_machine()
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-benchmark's own
@@ -112,6 +117,6 @@ def pytest_terminal_summary(terminalreporter, config):
     record = config.stash[RECORD]
     if record.rows:
         terminalreporter.section("speed, side by side")
-        machine = format_machine(describe_environment(clock.find_device()))
+        machine = format_machine(_describe_machine())
         for line in format_table(record.rows, record.notes, machine):
             terminalreporter.write_line(line)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.environment import describe_environment
+from catseg.device import name_gpu
 from catseg.errors import InputError
 from tests.benchmarks.ceiling import Ceiling, measure_ceiling, search_algorithms
 from tests.benchmarks.pairs import QUESTIONS, format_clock_ratio, format_pair, measure_clock_ratio, measure_pair
@@ -97,7 +98,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         answer = []
-    return describe_environment(device) | {
+    return describe_environment(name_gpu(device), torch.get_num_threads()) | {
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
         "driver": answer[0] if answer else "unknown",
