@@ -1,19 +1,133 @@
-"""Results -> an order. Pure: no files, no clock, no terminal.
+"""Results -> a leaderboard: which settings are best, by how much, how surely, and at what cost. Pure.
 
-In:  results of one experiment.   Out: those that finished, best first; those that failed.
-Knows nothing of how they are shown.
+In:  results of one experiment, and what each model hit and missed in each photo.   Out: rows, effects, an order.
+Knows nothing of files, of a clock or of how it is shown.
 """
 
-from collections.abc import Iterable
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
+
+from bench.environment import MIXED, format_machine
+from bench.statistics import (
+    NUM_DRAWS,
+    Draws,
+    Estimate,
+    Int64,
+    compute_holm_alphas,
+    draw,
+    estimate,
+)
 from bench.trial import TrialResult
+
+SEED = "seed"
+MAX_DRAWN = 20_000_000  # numbers: 10,000 settings are drawn 2,000 times
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, its seeds folded."""
+
+    settings: dict[str, Any]  # without the seed
+    results: tuple[TrialResult, ...]  # by seed
+    score: Estimate  # val/miou, the mean over the seeds; with one seed the interval is of the photos alone
+    rank: int  # 1 is shared by the best and all that are tied with it
+    to_best: Estimate | None  # what it is better (above 0) or worse by; None: it is the best
+    is_tied: bool | None  # with the best; None: one seed, so nobody knows
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(result.settings[SEED] for result in self.results)
+
+    @property
+    def mious(self) -> tuple[float, ...]:
+        """val/miou of each seed."""
+        return self.list_metric("val/miou")
+
+    @property
+    def sd(self) -> float | None:
+        """Of val/miou over the seeds; None: there is one."""
+        return statistics.stdev(self.mious) if len(self.mious) > 1 else None
+
+    def list_metric(self, name: str) -> tuple[float, ...]:
+        """A metric of each seed that has it."""
+        return tuple(result.metrics[name] for result in self.results if name in result.metrics)
+
+    def find_median(self, name: str, machine: str | None = None) -> float | None:
+        """The median over the seeds, or over those that were timed on `machine`, a fingerprint."""
+        results = [result for result in self.results if machine is None or find_machine(result) == machine]
+        values = [result.metrics[name] for result in results if name in result.metrics]
+        return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one step along an axis changed, all else equal."""
+
+    setting: str
+    before: Any
+    after: Any
+    change: Estimate  # of val/miou, the mean over all pairs
+    num_pairs: int  # of settings that differ in this alone
+    num_seeds: int  # the fewest of any of them: with one, the interval is of the photos alone
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All that can be said of the finished trials of an experiment."""
+
+    rows: tuple[Row, ...]  # best first
+    varying: tuple[str, ...]  # settings in which rows differ
+    effects: tuple[Effect, ...]
+    failed: tuple[TrialResult, ...]
+    machines: dict[str, str]  # fingerprint and words for each on which trials were timed, the commonest first
+    num_photos: int  # that were validated on
+    num_draws: int
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether any two settings have the seeds that it takes."""
+        return sum(len(row.results) > 1 for row in self.rows) > 1
+
+
+def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]) -> Leaderboard:
+    """Fold the seeds of each setting, order by the mean of val/miou, and tell apart what can be told apart.
+
+    `counts` are counts_NK3 by a result's key, of the same photos in the same order. The best is
+    compared with every other setting, over the same photos; Holm's correction keeps the chance of
+    one wrong verdict among them all at 5 %. Equals in the mean go to the cheaper one.
+    """
+    results = list(results)
+    groups = _fold([result for result in results if result.status == "finished" and result.key in counts])
+    failed = tuple(result for result in results if result.status == "failed")
+    if not groups:
+        return Leaderboard((), (), (), failed, {}, 0, 0)
+    groups.sort(key=_order)
+    num_draws = min(NUM_DRAWS, MAX_DRAWN // len(groups))
+    draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
+    rows = _judge(groups, draws)
+    varying = tuple(name for name in rows[0].settings if len({str(row.settings[name]) for row in rows}) > 1)
+    timed = [result for group in groups for result in group if find_machine(result) != MIXED]
+    frequency = Counter(find_machine(result) for result in timed)
+    words = {find_machine(result): format_machine(result.environment) for result in timed}
+    machines = {machine: words[machine] for machine, _ in frequency.most_common()}
+    return Leaderboard(
+        rows, varying, _find_effects(rows, varying, draws), failed, machines, draws.num_photos, num_draws
+    )
+
+
+def find_machine(result: TrialResult) -> str:
+    """The fingerprint of what its seconds were taken on; "mixed" compares with nobody's."""
+    return result.environment.get("machine_fingerprint", MIXED)
 
 
 def rank(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Finished trials by val/miou, best first; equals in the cheaper one's favour.
-
-    One seed per setting gives an order, not a comparison: seeds alone can move val/miou by some 0.03.
-    """
+    """Finished trials by val/miou, seeds and all, best first; equals in the cheaper one's favour."""
     finished = [result for result in results if result.status == "finished"]
     return sorted(finished, key=lambda result: (-result.metrics["val/miou"], result.metrics["cost/train_seconds"]))
 
@@ -21,3 +135,67 @@ def rank(results: Iterable[TrialResult]) -> list[TrialResult]:
 def list_failed(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Trials that ended without a model, in the order they ran."""
     return [result for result in results if result.status == "failed"]
+
+
+def _fold(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
+    """The results of each setting, by seed."""
+    groups: dict[str, list[TrialResult]] = {}
+    for result in results:
+        groups.setdefault(repr(sorted(_drop_seed(result.settings).items())), []).append(result)
+    return [sorted(group, key=lambda result: int(result.settings[SEED])) for group in groups.values()]
+
+
+def _drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != SEED}
+
+
+def _order(group: list[TrialResult]) -> tuple[float, float, str]:
+    def mean(name: str) -> float:
+        return statistics.fmean(result.metrics[name] for result in group)
+
+    return -mean("val/miou"), mean("cost/train_seconds"), group[0].key
+
+
+def _judge(groups: list[list[TrialResult]], draws: Draws) -> tuple[Row, ...]:
+    weights_AA = np.eye(len(groups))
+    comparisons = [estimate(draws, weights_AA[index] - weights_AA[0]) for index in range(1, len(groups))]
+    can_tell = [len(group) > 1 and len(groups[0]) > 1 for group in groups[1:]]
+    alphas = iter(compute_holm_alphas([c.p for c, can in zip(comparisons, can_tell, strict=True) if can]))
+    rows = [Row(_drop_seed(groups[0][0].settings), tuple(groups[0]), estimate(draws, weights_AA[0]), 1, None, None)]
+    if len(groups[0]) > 1:
+        rows[0] = replace(rows[0], is_tied=True)
+    for index, group in enumerate(groups[1:], 1):
+        settings, score = _drop_seed(group[0].settings), estimate(draws, weights_AA[index])
+        if not can_tell[index - 1]:
+            rows.append(Row(settings, tuple(group), score, index + 1, comparisons[index - 1], None))
+            continue
+        to_best = estimate(draws, weights_AA[index] - weights_AA[0], next(alphas))
+        is_tied = to_best.holds_zero
+        rows.append(Row(settings, tuple(group), score, 1 if is_tied else index + 1, to_best, is_tied))
+    return tuple(rows)
+
+
+def _find_effects(rows: tuple[Row, ...], varying: tuple[str, ...], draws: Draws) -> tuple[Effect, ...]:
+    """For each axis and each step along it: the mean change over all pairs of settings that differ in it alone."""
+    effects = []
+    for name in varying:
+        by_context: dict[str, dict[Any, int]] = {}
+        for index, row in enumerate(rows):
+            context = repr(sorted((other, row.settings[other]) for other in varying if other != name))
+            by_context.setdefault(context, {})[row.settings[name]] = index
+        for before, after in pairwise(_sort_values({row.settings[name] for row in rows})):
+            pairs = [(at[before], at[after]) for at in by_context.values() if before in at and after in at]
+            if not pairs:
+                continue
+            weights_A = np.zeros(len(rows))
+            for first, second in pairs:
+                weights_A[first] -= 1 / len(pairs)
+                weights_A[second] += 1 / len(pairs)
+            num_seeds = min(len(rows[index].results) for pair in pairs for index in pair)
+            effects.append(Effect(name, before, after, estimate(draws, weights_A), len(pairs), num_seeds))
+    return tuple(effects)
+
+
+def _sort_values(values: set[Any]) -> list[Any]:
+    """Numbers by size, words by the alphabet."""
+    return sorted(values, key=lambda value: (isinstance(value, str), value))

@@ -82,7 +82,8 @@ ALLOWED = {
     "bench.store": {"catseg.errors"},
     "bench.tracking": {"mlflow", "PIL", "bench.claim", "bench.journal", "bench.store", "bench.trial", "catseg.errors"},
     "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
-    "bench.compare": {"bench.trial"},
+    "bench.statistics": {"numpy", "scipy"},
+    "bench.compare": {"numpy", "bench.environment", "bench.statistics", "bench.trial"},
     "bench.plan": {"bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
