@@ -129,6 +129,7 @@ ONLY_IN = {
     "shapely": "catseg.outline",
     "pooch": "catseg.server",
     "requests": "catseg.server",
+    "plotly": "bench.report",
 }
 
 # What is started in a moment: none of these rooms imports torch or mlflow at its start, directly or through ours.

@@ -374,3 +374,16 @@ def hash_weights():
         }
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real browser without a screen; skips where Playwright or Debian's Chromium is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
