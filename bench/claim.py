@@ -17,7 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from bench.journal import ROOT, SUPERSEDED, Line, list_folders, read_history, read_lines, read_result, read_settings
+from bench.counts import format_counts
+from bench.journal import (
+    ROOT,
+    SUPERSEDED,
+    Line,
+    list_folders,
+    read_history,
+    read_lines,
+    read_result,
+    read_settings,
+    read_tests,
+)
 from bench.trial import Checkpoint, Event, Finished, Overlays, Trial, TrialResult, Weights
 from catseg.errors import InputError
 from catseg.files import append_bytes, remove_leftovers, save_bytes, sync_folder
@@ -118,10 +129,8 @@ class Claim:
                 for number, panel in enumerate(png, 1):
                     save_bytes(panel, self.folder / "overlays" / f"{number:02d}-{which}.png")
                 return {"which": which, "epoch": epoch, "num_photos": len(png)}
-            case Finished(best_epoch, metrics, photos, counts):
-                per_photo = dict(zip(photos, counts, strict=True))
-                columns = ["true_positives", "false_positives", "false_negatives"]
-                content = {"columns": columns, "counts_per_class": per_photo}
+            case Finished(best_epoch, metrics, photos, counts, valid_pixels):
+                content = format_counts(photos, counts, valid_pixels)
                 save_bytes(_to_json(content), self.folder / "per_photo.json")
                 return {"best_epoch": best_epoch, "metrics": metrics}
             case _:
@@ -178,9 +187,9 @@ def start_over(experiment_folder: Path, held: Claim) -> tuple[Claim, Path]:
         return Claim(held.folder, lock), old
 
 
-def write_test(folder: Path, source: str, metrics: dict[str, float]) -> None:
-    """Keep the winner's test scores beside its result. Who writes holds the folder's lock."""
-    save_bytes(_to_json({"test": source, "metrics": metrics}), folder / "test.json")
+def write_test(folder: Path, scoring: Line) -> None:
+    """Keep a scoring on test photos beside the result, and all before it. Who writes holds the folder's lock."""
+    save_bytes(_to_json(scoring | {"earlier": read_tests(folder)}), folder / "test.json")
 
 
 def remove_old_checkpoints(folder: Path) -> None:

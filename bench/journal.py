@@ -12,6 +12,7 @@ Knows nothing of MLflow or of how a trial runs; bench/claim.py writes.
             events.jsonl         a line per event, each with its checksum
             checkpoint-<epoch>-<step>.safetensors    the last two, until the trial has finished
             best.safetensors   last.safetensors   overlays/*.png   per_photo.json
+            test.json            scorings on test photos, of those that won
             result.json          the commit: there is a result if and only if this file is there, whole
             result-<n>.json      earlier results, which `--retry` had tried again
         superseded/<trial name>-<key>-<n>/           what was done anew, as it was
@@ -151,13 +152,20 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def read_test(folder: Path, source: str) -> dict[str, float] | None:
-    """The winner's scores on these test photos, if it was scored on them before."""
-    content = read_json(folder / "test.json")
-    if not isinstance(content, dict) or content.get("test") != source:
-        return None
-    metrics: dict[str, float] = content["metrics"]
-    return metrics
+def read_tests(folder: Path) -> list[Line]:
+    """Every scoring of a trial on test photos, oldest first: `test` (the folder's name), `fingerprint`, `weights`,
+    `time_ms`, `metrics`, and counts as in per_photo.json.
+
+    Of those kept before photos had a fingerprint there is but the name, and the time of the file.
+    """
+    path = folder / "test.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"test", "metrics"} <= content.keys():
+        return []
+    if "time_ms" not in content:
+        content["time_ms"] = path.stat().st_mtime_ns // 1_000_000
+    earlier: list[Line] = content.pop("earlier", [])
+    return [*earlier, {"fingerprint": None, "weights": None} | content]
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

@@ -29,7 +29,7 @@ from bench.trial import (
     WorkerEvent,
 )
 from catseg.checkpoint import ModelCard, dump_model, dump_training, load_model, load_training
-from catseg.dataset import PhotoSet, load_photo_set
+from catseg.dataset import PhotoSet
 from catseg.device import (
     choose_device,
     choose_precision,
@@ -41,8 +41,8 @@ from catseg.device import (
 )
 from catseg.errors import InputError
 from catseg.inference import evaluate, make_predictor, predict_fitted
-from catseg.metrics import compute_metrics
-from catseg.photo import encode_png, paint_panel
+from catseg.metrics import Counts, compute_metrics
+from catseg.photo import count_valid_pixels, encode_png, paint_panel
 from catseg.settings import TrainConfig, compute_forward_gflop
 from catseg.train import Epoch, NonFiniteError, Training, advance, make_training
 from catseg.unet import UNet, count_parameters, make_unet
@@ -152,6 +152,7 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
         _name_metrics(best.epoch) | costs,
         val_set.names,
         tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
+        tuple(count_valid_pixels(val_set.native_masks).tolist()),
     )
 
 
@@ -176,13 +177,14 @@ def _draw_panels(model: UNet, val_set: PhotoSet, config: TrainConfig, device: to
     return tuple(panels)
 
 
-def score_test(checkpoint: Path, source: str, batch_size: int, device_name: str) -> dict[str, float]:
-    """test/... metrics of one checkpoint on photos that nothing was chosen by."""
+def score_test(
+    checkpoint: Path, photos: PhotoSet, batch_size: int, device_name: str
+) -> tuple[dict[str, float], Counts]:
+    """test/... metrics of one checkpoint on photos that nothing was chosen by, and the counts_NK3 they come from."""
     device = choose_device(device_name)
-    model, card = load_model(checkpoint)
-    photos = load_photo_set(source, card.classes, card.image_size)
+    model, _ = load_model(checkpoint)
     _, counts_NK3 = evaluate(model.to(device), photos, "dice", batch_size, "auto", device)
-    return {f"test/{name}": value for name, value in compute_metrics(counts_NK3).items()}
+    return {f"test/{name}": value for name, value in compute_metrics(counts_NK3).items()}, counts_NK3
 
 
 def measure_step_seconds(trial: Trial, device_name: str) -> float:

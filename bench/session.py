@@ -14,15 +14,16 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal
-from bench.claim import hold, make_experiment_folder, write_test
-from bench.compare import list_failed, rank
+from bench.claim import make_experiment_folder
+from bench.compare import list_failed, make_leaderboard, rank
+from bench.counts import load_counts
 from bench.driver import run_pending
 from bench.engine import LocalEngine
 from bench.grid import load_experiment
 from bench.jobs import choose_jobs
 from bench.mirror import Mirror
 from bench.plan import Plan, compute_work, estimate_bytes, make_plan
-from bench.run import score_test
+from bench.scoring import format_busy, format_winner, score_winner
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
 from bench.terminal import (
@@ -112,7 +113,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
             _show_outcome(console, data, ordered, outcome.skipped)
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
             if experiment.data.test and rank(ordered) and all_ended:  # the winner of a part is no winner
-                _score_winner(console, experiment, rank(ordered)[0], folder, mirror, rules.device)
+                _score_winner(console, experiment.data.test, ordered, folder, mirror, rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
     if outcome.problem:
         raise InputError(outcome.problem)
@@ -201,27 +202,19 @@ def _show_outcome(console: Console, data: Data, results: list[TrialResult], skip
 
 
 def _score_winner(
-    console: Console, experiment: Experiment, winner: TrialResult, folder: Path, mirror: Mirror, device_name: str
+    console: Console, source: str, results: list[TrialResult], folder: Path, mirror: Mirror, device_name: str
 ) -> None:
-    """The test photos see one model: the one that validation chose. Of two sessions one scores it."""
-    source = experiment.data.test
-    assert source is not None
-    trial_folder = journal.list_folders(folder).get(winner.key)
-    if trial_folder is None or journal.is_running(trial_folder):
-        console.print(f"Test: another session does {winner.name} anew; the same command scores what wins then")
+    """The test photos see one setting: the one that validation chose. Of two sessions one scores it."""
+    kept = load_counts(folder, results)
+    board = make_leaderboard(results, {key: counts.counts_NK3 for key, counts in kept.items()})
+    if not board.rows:
         return
-    with hold(trial_folder / "lock"):
-        metrics = journal.read_test(trial_folder, source)
-        if metrics is None:
-            batch_size = winner.settings["batch_size"]
-            metrics = score_test(trial_folder / "best.safetensors", source, batch_size, device_name)
-            write_test(trial_folder, source, metrics)
-    mirror.notify(trial_folder)
-    console.print(
-        f"Test: val/miou chose {winner.name} of {len(experiment.trials)}; test/miou {metrics['test/miou']:.3f} "
-        f"on {source}",
-        markup=False,
-    )
+    with console.status("scoring the winner on the test photos"):
+        score = score_winner(folder, board, source, device_name)
+    for line in format_winner(score) if score else [format_busy(board)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for trial_folder in score.folders if score else ():
+        mirror.notify(trial_folder)
 
 
 def _wait_for(console: Console, mirror: Mirror, patience_seconds: float) -> None:

@@ -132,6 +132,7 @@ class Finished:
     counts: tuple[
         tuple[tuple[int, ...], ...], ...
     ]  # per photo and class: true positives, false positives, false negatives
+    valid_pixels: tuple[int, ...]  # per photo: all that are not void
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
         if source is None:
             continue
         if source != SAMPLE and not Path(source).exists():
-            problems.append(f"{source}: no such folder; check the path (in an experiment file it starts there)")
+            problems.append(_format_absent(source))
             continue
         try:  # the others are read, too: all problems at once
             # the test photos are read now and dropped: a bad file must not turn up when the grid is done
@@ -127,11 +127,7 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     elif config.val is None:
         photos["train"], photos["val"] = split(photos["train"], config.val_fraction)
     for role, decoded in photos.items():
-        if not any(np.any((photo.native_mask > 0) & (photo.native_mask != VOID)) for photo in decoded):
-            raise InputError(
-                f"data.{role}: no pixel of {', '.join(config.classes)} in {len(decoded)} photos; masks hold "
-                "label ids (1 for the first class, 255 for void), check them and `classes`"
-            )
+        _check_objects(f"data.{role}", decoded, config.classes)
     digests = [_digest(photo.digest for photo in photos[role]) for role in ("train", "val")]
     # nothing is scored on or shown of the training photos: what that takes need not travel to the workers
     shown = _make_shown(photos["val"])
@@ -145,6 +141,18 @@ def load_data(config: DataConfig, image_sizes: Iterable[int]) -> Data:
     return Data(sets, _digest((*config.classes, *digests))[:16], same, leaks)
 
 
+def _format_absent(source: str) -> str:
+    return f"{source}: no such folder; check the path (in an experiment file it starts there)"
+
+
+def _check_objects(where: str, photos: list[Decoded], classes: tuple[str, ...]) -> None:
+    if not any(np.any((photo.native_mask > 0) & (photo.native_mask != VOID)) for photo in photos):
+        raise InputError(
+            f"{where}: no pixel of {', '.join(classes)} in {len(photos)} photos; masks hold "
+            "label ids (1 for the first class, 255 for void), check them and `classes`"
+        )
+
+
 def _strip(photos: PhotoSet) -> PhotoSet:
     """The same arrays, held once, without what only scoring and showing take."""
     return replace(photos, native_masks=(), shown=())
@@ -154,9 +162,13 @@ def _is_same(val: str | None, train: str) -> bool:
     return val is not None and Path(val).resolve() == Path(train).resolve()
 
 
-def load_photo_set(source: str, classes: tuple[str, ...], image_size: int) -> PhotoSet:
-    """All photos of one source at one size: what a test set is read with."""
-    return read_pairs(list_pairs(source, classes), [image_size])[image_size]
+def load_test_set(source: str, classes: tuple[str, ...], image_size: int) -> tuple[PhotoSet, str]:
+    """All photos of one source at one size, and the fingerprint of their pixels and classes, whatever the size."""
+    if source != SAMPLE and not Path(source).exists():
+        raise InputError(_format_absent(source))
+    photos = decode(list_pairs(source, classes), [image_size], hashed=False)
+    _check_objects(source, photos, classes)
+    return make_photo_set(photos, image_size), _digest((*classes, _digest(photo.digest for photo in photos)))[:16]
 
 
 def read_pairs(pairs: list[Pair], image_sizes: list[int]) -> dict[int, PhotoSet]:

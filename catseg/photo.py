@@ -7,7 +7,7 @@ Knows nothing of folders, annotations or models.      (H height, W width, S side
 import io
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +180,11 @@ def fit_mask(mask_HW: UInt8, image_size: int) -> UInt8:
     mask_SS = np.full((image_size, image_size), VOID, np.uint8)
     mask_SS[:height, :width] = np.asarray(scaled)
     return mask_SS
+
+
+def count_valid_pixels(masks: Sequence[UInt8]) -> npt.NDArray[np.int64]:
+    """pixels_N: how many of each mask's are not void."""
+    return np.array([np.count_nonzero(mask_HW != VOID) for mask_HW in masks], dtype=np.int64)
 
 
 def paint_overlay(photo_HW3: UInt8, labels_HW: UInt8) -> UInt8:

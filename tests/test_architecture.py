@@ -78,12 +78,16 @@ ALLOWED = {
         "catseg.device",
     },
     "bench.journal": {"bench.trial"},
-    "bench.claim": {"bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
+    "bench.counts": {"numpy", "bench.journal", "bench.trial"},
+    "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
     "bench.store": {"catseg.errors"},
     "bench.tracking": {"mlflow", "PIL", "bench.claim", "bench.journal", "bench.store", "bench.trial", "catseg.errors"},
     "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
     "bench.statistics": {"numpy", "scipy"},
     "bench.compare": {"numpy", "bench.environment", "bench.statistics", "bench.trial"},
+    "bench.scoring": {"numpy", "bench.claim", "bench.compare", "bench.counts", "bench.journal", "bench.run"}
+    | {"bench.statistics", "bench.trial", "catseg.dataset", "catseg.photo"},
+    "bench.definitions": {"numpy", "rich"},
     "bench.plan": {"bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
@@ -91,13 +95,14 @@ ALLOWED = {
     "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
-    "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
+    "bench.session": {"rich", "bench.claim", "bench.compare", "bench.counts", "bench.driver", "bench.engine"}
     | {
+        "bench.grid",
         "bench.jobs",
         "bench.journal",
         "bench.mirror",
         "bench.plan",
-        "bench.run",
+        "bench.scoring",
         "bench.stops",
         "bench.store",
         "bench.terminal",

@@ -140,7 +140,7 @@ def test_every_event_is_a_line_and_its_files_stand_beside_it(begin):
         Weights("last", 2, b"last weights"),
         Weights("best", 2, b"weights"),
         Overlays("best", 2, (b"one", b"two")),
-        Finished(2, {"val/miou": 0.5}, ("tom", "kitty"), (((1, 2, 3),), ((4, 5, 6),))),
+        Finished(2, {"val/miou": 0.5}, ("tom", "kitty"), (((1, 2, 3),), ((4, 5, 6),)), (90, 80)),
         Failed("crash", "it fell", "log"),
     ):
         claim.write_event(event)
@@ -154,8 +154,9 @@ def test_every_event_is_a_line_and_its_files_stand_beside_it(begin):
     assert (folder / "best.safetensors").read_bytes() == b"weights"
     assert (folder / "last.safetensors").read_bytes() == b"last weights"
     assert [path.read_bytes() for path in sorted((folder / "overlays").iterdir())] == [b"one", b"two"]
-    counts = json.loads((folder / "per_photo.json").read_text())["counts_per_class"]
-    assert counts == {"tom": [[1, 2, 3]], "kitty": [[4, 5, 6]]}
+    per_photo = json.loads((folder / "per_photo.json").read_text())
+    assert per_photo["counts_per_class"] == {"tom": [[1, 2, 3]], "kitty": [[4, 5, 6]]}
+    assert per_photo["valid_pixels"] == {"tom": 90, "kitty": 80}
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def fill(claim):
         claim.write_event(EpochDone(epoch, {"val/miou": 0.25 * epoch}, 1.0, 0.5))
         claim.write_event(Checkpoint(epoch, 0, 0.1, b"state %d" % epoch))
     claim.write_event(Weights("best", 2, b"best weights"))
-    claim.write_event(Finished(2, {"val/miou": 0.5}, ("tom",), (((1, 2, 3),),)))
+    claim.write_event(Finished(2, {"val/miou": 0.5}, ("tom",), (((1, 2, 3),),), (90,)))
     claim.commit(dataclasses.replace(RESULT, status="failed", failure="killed", files=claim.describe_files()))
 
 

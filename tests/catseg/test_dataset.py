@@ -17,7 +17,8 @@ from catseg.dataset import (
     DataConfig,
     Decoded,
     load_data,
-    load_photo_set,
+    load_test_set,
+    read_pairs,
     split,
 )
 from catseg.errors import InputError
@@ -226,7 +227,7 @@ def test_overlays_show_the_first_photos_with_a_cat_made_small(tmp_path):
         Image.new("RGB", (600, 300), "white").save(tmp_path / f"{index}.jpg")
         content = {"imagePath": f"{index}.jpg", "shapes": [] if index in {0, 2} else [shape]}
         (tmp_path / f"{index}.json").write_text(json.dumps(content), "utf-8")
-    photos = load_photo_set(str(tmp_path), CAT, 32)
+    photos = read_pairs(list_pairs(str(tmp_path), CAT), [32])[32]
     assert [shown.index for shown in photos.shown] == [1, 3, 4, 5][:NUM_SHOWN]
     for shown in photos.shown:
         assert shown.photo_HW3.shape == (SHOWN_SIDE // 2, SHOWN_SIDE, 3)
@@ -235,9 +236,22 @@ def test_overlays_show_the_first_photos_with_a_cat_made_small(tmp_path):
 
 
 def test_small_photos_are_shown_at_their_own_size(labelme_folder):
-    photos = load_photo_set(str(labelme_folder), CAT, 32)
+    photos = read_pairs(list_pairs(str(labelme_folder), CAT), [32])[32]
     for shown in photos.shown:
         np.testing.assert_array_equal(shown.mask_HW, photos.native_masks[shown.index])
+
+
+def test_test_photos_have_a_fingerprint_whatever_they_are_called_and_fitted_to(tmp_path, voc_folder, refusal):
+    photos, fingerprint = load_test_set(str(voc_folder), CAT, 32)
+    assert photos.photo_NSS3.shape[1:3] == (32, 32)
+    assert len(photos.native_masks) == len(photos.names) == len(list_pairs(str(voc_folder), CAT))
+    assert load_test_set(str(voc_folder.rename(tmp_path / "renamed")), CAT, 64)[1] == fingerprint
+    path = tmp_path / "renamed/SegmentationClass/cat-0.png"
+    mask = np.array(Image.open(path))
+    mask[0, 0] = VOID
+    Image.fromarray(mask).save(path)
+    assert load_test_set(str(tmp_path / "renamed"), CAT, 32)[1] != fingerprint
+    assert "no such folder" in refusal(load_test_set, str(voc_folder), CAT, 32)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +273,7 @@ def test_settings_that_make_no_sense_are_refused(settings, says):
 
 def test_tutorials_photos_are_read_with_their_masks(real_data):
     folder = real_data / "tutorial-cats"
-    photos = load_photo_set(str(folder), CAT, 64)
+    photos = read_pairs(list_pairs(str(folder), CAT), [64])[64]
     assert len(photos.names) == 8
     for name, mask in zip(photos.names, photos.native_masks, strict=True):
         assert mask.shape == read_photo(folder / "JPEGImages" / f"{name}.jpg").shape[:2]

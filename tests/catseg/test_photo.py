@@ -17,6 +17,7 @@ from catseg.errors import InputError
 from catseg.photo import (
     PALETTE,
     VOID,
+    count_valid_pixels,
     encode_png,
     fit_mask,
     fit_photo,
@@ -389,3 +390,8 @@ def test_encoded_label_map_keeps_its_indices():
 
 def test_encoded_photo_is_lossless():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(PHOTO)))), PHOTO)
+
+
+def test_valid_pixels_are_those_that_are_not_void():
+    masks = [np.array([[0, 1, VOID]], np.uint8), np.full((2, 2), VOID, np.uint8), np.zeros((4, 5), np.uint8)]
+    assert count_valid_pixels(masks).tolist() == [2, 0, 20]
