@@ -176,7 +176,7 @@ def _list_with_background(counts_NK3: Float64, pixels_N: Int64 | None) -> list[D
         "mIoU with background",
         "PASCAL VOC, and who follows it",
         _mean(with_background),
-        "The mean of each class and the background, pooled: near one half for a model that finds nothing.",
+        "The mean of each class and the background, pooled: up to one half for a model that finds nothing.",
     )
     return [_withhold(alone, missing), _withhold(mean, missing)]
 
