@@ -66,9 +66,10 @@ class _Model:
 def score_winner(
     experiment_folder: Path, board: Leaderboard, source: str, device_name: str = "auto"
 ) -> WinnerScore | None:
-    """Score the best setting's models on test photos, unless these weights have been scored on these photos.
+    """Score the models of the best setting, all its seeds, on test photos, unless these weights were scored on these
+    photos before: then it gives what is recorded.
 
-    None: another session is at work on one of them, and the winner may be another soon.
+    The leaderboard has a row, and is of trials of this folder. None: another session is at work on one of them, and the winner may be another soon.
     """
     row = board.rows[0]
     folders = [list_folders(experiment_folder).get(result.key) for result in row.results]
@@ -85,7 +86,7 @@ def score_winner(
             if result.files and result.files[WEIGHTS]["sha256"] != model.weights:
                 return None
         scorings = _score_missing(models, photos, fingerprint, source, row.settings["batch_size"], device_name)
-    return _summarise(experiment_folder, board, source, fingerprint, there, scorings, models)
+    return _summarise(experiment_folder, board, source, there, scorings, all(model.scoring for model in models))
 
 
 def _find_scoring(folder: Path, fingerprint: str) -> _Model:
@@ -122,17 +123,16 @@ def _summarise(
     experiment_folder: Path,
     board: Leaderboard,
     source: str,
-    fingerprint: str,
     folders: Sequence[Path],
     scorings: Sequence[Line],
-    models: Sequence[_Model],
+    is_recorded: bool,
 ) -> WinnerScore:
     row = board.rows[0]
     counts = [kept for scoring in scorings if (kept := parse_counts(scoring))]
     draws = draw([np.stack([kept.counts_NK3 for kept in counts])])
     time_ms = max(scoring["time_ms"] for scoring in scorings)
     mine = (_identify(row.settings), row.results[0].data_fingerprint, time_ms)
-    looks = _list_looks(experiment_folder, source, fingerprint)
+    looks = _list_looks(experiment_folder, source, scorings[0]["fingerprint"])
     tried = [_drop_seed(result.settings) for result in board.failed] + [other.settings for other in board.rows]
     varying = _find_varying([*tried, *looks.values()])
     return WinnerScore(
@@ -145,7 +145,7 @@ def _summarise(
         len({_identify(settings) for settings in tried}),
         draws.num_photos,
         time_ms,
-        all(model.scoring for model in models),
+        is_recorded,
         tuple(
             Look(_name(settings, varying) + ("" if look[1] == mine[1] else " (of other training photos)"), look[2])
             for look, settings in sorted(looks.items(), key=lambda item: item[0][2])
