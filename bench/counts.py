@@ -4,16 +4,12 @@ In:  names and counts, or what a file of ours holds.   Out: JSON's words, or arr
 Knows nothing of models, of scores or of who asks.      (N photos, K classes)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from bench.journal import list_folders, read_json
-from bench.trial import TrialResult
 
 Int64 = npt.NDArray[np.int64]
 
@@ -45,17 +41,7 @@ def parse_counts(content: Any) -> PhotoCounts | None:
         counts_NK3 = np.array([content["counts_per_class"][name] for name in photos], dtype=np.int64)
         valid = content.get("valid_pixels")
         pixels_N = None if valid is None else np.array([valid[name] for name in photos], dtype=np.int64)
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         return None
-    return PhotoCounts(photos, counts_NK3, pixels_N) if counts_NK3.ndim == 3 else None
-
-
-def load_counts(experiment_folder: Path, results: Iterable[TrialResult]) -> Mapping[str, PhotoCounts]:
-    """What the best model of each result hit and missed in the validation photos, by the result's key."""
-    folders = list_folders(experiment_folder)
-    found = {
-        result.key: parse_counts(read_json(folders[result.key] / "per_photo.json"))
-        for result in results
-        if result.key in folders and result.status == "finished"
-    }
-    return {key: counts for key, counts in found.items() if counts is not None}
+    is_whole = counts_NK3.ndim == 3 and counts_NK3.shape[2] == len(COLUMNS)
+    return PhotoCounts(photos, counts_NK3, pixels_N) if is_whole else None

@@ -25,10 +25,16 @@ import fcntl
 import json
 import os
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from bench.counts import PhotoCounts, parse_counts
 from bench.trial import LATER_SETTINGS, TrialResult
 
 ROOT = Path("mlruns/journal")
@@ -150,6 +156,21 @@ def is_running(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def read_counts(folder: Path) -> PhotoCounts | None:
+    """What the best epoch hit and missed in each validation photo; None: not there, or not whole."""
+    return parse_counts(read_json(folder / "per_photo.json"))
+
+
+def gather_counts(experiment_folder: Path, results: Iterable[TrialResult]) -> dict[str, npt.NDArray[np.int64]]:
+    """counts_NK3 by key of the results that have them for the same photos as most of the others."""
+    folders = list_folders(experiment_folder)
+    found = {result.key: read_counts(folders[result.key]) for result in results if result.key in folders}
+    known = {key: counts for key, counts in found.items() if counts is not None}
+    frequency = Counter(counts.photos for counts in known.values())
+    common = frequency.most_common(1)[0][0] if frequency else ()
+    return {key: counts.counts_NK3 for key, counts in known.items() if counts.photos == common}
 
 
 def read_tests(folder: Path) -> list[Line]:

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from bench import journal
 from bench.claim import make_experiment_folder
-from bench.compare import list_failed, make_leaderboard, rank
-from bench.counts import load_counts
+from bench.compare import Leaderboard, list_failed, make_leaderboard, rank
 from bench.driver import run_pending
 from bench.engine import LocalEngine
 from bench.grid import load_experiment
@@ -110,10 +109,11 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
         outcome = _run(console, experiment, data, plan, folder, mirror, rules, jobs)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
+            board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
             _show_outcome(console, data, ordered, outcome.skipped)
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
-            if experiment.data.test and rank(ordered) and all_ended:  # the winner of a part is no winner
-                _score_winner(console, experiment.data.test, ordered, folder, mirror, rules.device)
+            if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
+                _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
     if outcome.problem:
         raise InputError(outcome.problem)
@@ -202,13 +202,9 @@ def _show_outcome(console: Console, data: Data, results: list[TrialResult], skip
 
 
 def _score_winner(
-    console: Console, source: str, results: list[TrialResult], folder: Path, mirror: Mirror, device_name: str
+    console: Console, board: Leaderboard, source: str, folder: Path, mirror: Mirror, device_name: str
 ) -> None:
     """The test photos see one setting: the one that validation chose. Of two sessions one scores it."""
-    kept = load_counts(folder, results)
-    board = make_leaderboard(results, {key: counts.counts_NK3 for key, counts in kept.items()})
-    if not board.rows:
-        return
     with console.status("scoring the winner on the test photos"):
         score = score_winner(folder, board, source, device_name)
     for line in format_winner(score) if score else [format_busy(board)]:

@@ -77,8 +77,8 @@ ALLOWED = {
         "catseg.dataset",
         "catseg.device",
     },
-    "bench.journal": {"bench.trial"},
-    "bench.counts": {"numpy", "bench.journal", "bench.trial"},
+    "bench.counts": {"numpy"},
+    "bench.journal": {"numpy", "bench.counts", "bench.trial"},
     "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
     "bench.store": {"catseg.errors"},
     "bench.tracking": {"mlflow", "PIL", "bench.claim", "bench.journal", "bench.store", "bench.trial", "catseg.errors"},
@@ -95,9 +95,8 @@ ALLOWED = {
     "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
-    "bench.session": {"rich", "bench.claim", "bench.compare", "bench.counts", "bench.driver", "bench.engine"}
+    "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
     | {
-        "bench.grid",
         "bench.jobs",
         "bench.journal",
         "bench.mirror",

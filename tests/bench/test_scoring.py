@@ -13,8 +13,8 @@ from PIL import Image
 from bench import run, scoring
 from bench.claim import hold, make_experiment_folder, start_over, take
 from bench.compare import make_leaderboard
-from bench.counts import load_counts, parse_counts
-from bench.journal import list_folders, read_json, read_result, read_tests
+from bench.counts import parse_counts
+from bench.journal import gather_counts, list_folders, read_json, read_result, read_tests
 from bench.scoring import format_busy, format_winner, score_winner
 from bench.trial import Finished, Trial, TrialResult, Weights
 from catseg.checkpoint import ModelCard, dump_model
@@ -70,7 +70,7 @@ def finish_two_settings(folder):
 def make_board(folder, choose=lambda settings: True):
     results = [result for path in list_folders(folder).values() if (result := read_result(path))]
     results = [result for result in results if choose(result.settings)]
-    return make_leaderboard(results, {key: kept.counts_NK3 for key, kept in load_counts(folder, results).items()})
+    return make_leaderboard(results, gather_counts(folder, results))
 
 
 def score(folder, lr=None):
