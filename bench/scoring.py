@@ -69,7 +69,8 @@ def score_winner(
     """Score the models of the best setting, all its seeds, on test photos, unless these weights were scored on these
     photos before: then it gives what is recorded.
 
-    The leaderboard has a row, and is of trials of this folder. None: another session is at work on one of them, and the winner may be another soon.
+    The leaderboard has a row, and is of trials of this folder. None: another session is at work on one of them, and
+    the winner may be another soon.
     """
     row = board.rows[0]
     folders = [list_folders(experiment_folder).get(result.key) for result in row.results]
