@@ -24,15 +24,21 @@ import fcntl
 import json
 import os
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bench.trial import LATER_SETTINGS, TrialResult
 
 ROOT = Path("mlruns/journal")
 SUPERSEDED = "superseded"
 
+Int64 = npt.NDArray[np.int64]
 Line = dict[str, Any]  # an event as it is kept: its name, its time, its fields
 
 
@@ -149,6 +155,27 @@ def is_running(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def read_counts(folder: Path) -> tuple[tuple[str, ...], Int64] | None:
+    """The names of the validation photos, and counts_NK3 of the best epoch; None: not there, or not whole."""
+    content = read_json(folder / "per_photo.json")
+    try:
+        names, counts = tuple(content["counts_per_class"]), list(content["counts_per_class"].values())
+        counts_NK3 = np.array(counts, np.int64)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        return None
+    return (names, counts_NK3) if counts_NK3.ndim == 3 and counts_NK3.shape[2] == 3 else None
+
+
+def gather_counts(experiment_folder: Path, results: Iterable[TrialResult]) -> dict[str, Int64]:
+    """counts_NK3 by key of the results that have them for the same photos as most of the others."""
+    folders = list_folders(experiment_folder)
+    found = {result.key: read_counts(folders[result.key]) for result in results if result.key in folders}
+    known = {key: counts for key, counts in found.items() if counts is not None}
+    frequency = Counter(names for names, _ in known.values())
+    common = frequency.most_common(1)[0][0] if frequency else ()
+    return {key: counts_NK3 for key, (names, counts_NK3) in known.items() if names == common}
 
 
 def read_test(folder: Path, source: str) -> dict[str, float] | None:
