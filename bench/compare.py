@@ -26,7 +26,7 @@ from bench.statistics import (
 from bench.trial import TrialResult
 
 SEED = "seed"
-MAX_DRAWN = 20_000_000  # numbers: 10,000 settings are drawn 2,000 times
+MAX_DRAWN = 20_000_000  # scores: 10,000 trials are drawn 2,000 times
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     if not groups:
         return Leaderboard((), (), (), failed, {}, 0, 0)
     groups.sort(key=_order)
-    num_draws = min(NUM_DRAWS, MAX_DRAWN // len(groups))
+    num_draws = min(NUM_DRAWS, MAX_DRAWN // sum(map(len, groups)))
     draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
     rows = _judge(groups, draws)
     tried = [*(row.settings for row in rows), *(_drop_seed(result.settings) for result in failed)]

@@ -97,8 +97,8 @@ def test_the_same_counts_give_the_same_interval_every_time():
 
 def test_more_draws_than_are_made_at_a_time_are_all_made():
     draws = draw(simulate(np.random.default_rng(0), 2, 2, 10), 1234)
-    assert draws.draws_DA.shape == (1234, 2)
-    assert (draws.draws_DA > 0).all()
+    assert draws.draws_AD.shape == (2, 1234)
+    assert (draws.draws_AD > 0).all()
 
 
 def test_holms_shares_are_those_of_his_paper():
