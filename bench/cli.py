@@ -96,17 +96,30 @@ def compare(
     experiment: Annotated[
         str | None, typer.Argument(metavar="EXPERIMENT", help="needed where there are several")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="a line per setting, unrounded; - is standard output")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="the table, for a README or an issue")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="rows, effects, machines, for a program")
+    ] = None,
     speed: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="A.json B.json", help="not scores but speed: two files of `pytest --benchmark-only`"),
     ] = None,
 ) -> None:
-    """Rank what an experiment has finished, from the journal; or compare the speed of two states of the code."""
+    """Which settings are best, by how much and how surely, and at what cost; or the speed of two states of the code.
+
+    One row per setting, its seeds folded, from the journal. Tied are those that cannot be told from the best.
+    """
     with _manners():
         if speed is None:
-            from bench.overview import compare
+            from bench.comparison import compare
 
-            compare(experiment)
+            files = {"csv": csv, "markdown": markdown, "json": json}
+            compare(experiment, {kind: file for kind, file in files.items() if file is not None})
         else:
             from bench.speed import compare_speed
             from catseg.errors import InputError

@@ -26,7 +26,7 @@ from bench.statistics import (
 from bench.trial import TrialResult
 
 SEED = "seed"
-MAX_DRAWN = 20_000_000  # numbers: 10,000 settings are drawn 2,000 times
+MAX_DRAWN = 20_000_000  # scores: 10,000 trials are drawn 2,000 times
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Row:
     def sd(self) -> float | None:
         """Of val/miou over the seeds; None: there is one."""
         return statistics.stdev(self.mious) if len(self.mious) > 1 else None
+
+    @property
+    def best_result(self) -> TrialResult:
+        """Of its seeds the one with the highest val/miou."""
+        return max(self.results, key=lambda result: result.metrics["val/miou"])
 
     def list_metric(self, name: str) -> tuple[float, ...]:
         """A metric of each seed that has it."""
@@ -90,9 +95,9 @@ class Leaderboard:
     num_draws: int
 
     @property
-    def is_comparison(self) -> bool:
-        """Whether any two settings have the seeds that it takes."""
-        return sum(len(row.results) > 1 for row in self.rows) > 1
+    def has_spread(self) -> bool:
+        """Whether any setting has more than one seed: without, nothing is told apart."""
+        return any(len(row.results) > 1 for row in self.rows)
 
 
 def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]) -> Leaderboard:
@@ -108,10 +113,11 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     if not groups:
         return Leaderboard((), (), (), failed, {}, 0, 0)
     groups.sort(key=_order)
-    num_draws = min(NUM_DRAWS, MAX_DRAWN // len(groups))
+    num_draws = min(NUM_DRAWS, MAX_DRAWN // sum(map(len, groups)))
     draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
     rows = _judge(groups, draws)
-    varying = tuple(name for name in rows[0].settings if len({str(row.settings[name]) for row in rows}) > 1)
+    tried = [*(row.settings for row in rows), *(_drop_seed(result.settings) for result in failed)]
+    varying = tuple(name for name in rows[0].settings if len({str(settings.get(name)) for settings in tried}) > 1)
     timed = [result for group in groups for result in group if find_machine(result) != MIXED]
     frequency = Counter(find_machine(result) for result in timed)
     words = {find_machine(result): format_machine(result.environment) for result in timed}

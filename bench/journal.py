@@ -40,6 +40,7 @@ from bench.trial import LATER_SETTINGS, TrialResult
 ROOT = Path("mlruns/journal")
 SUPERSEDED = "superseded"
 
+Int64 = npt.NDArray[np.int64]
 Line = dict[str, Any]  # an event as it is kept: its name, its time, its fields
 
 

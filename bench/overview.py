@@ -1,4 +1,4 @@
-"""What the journal knows, shown without running anything: `bench plan`, `bench compare`, `bench sync`.
+"""What the journal knows, shown without running anything: `bench plan`, `bench sync`.
 
 In:  the flags of a command.   Out: lines on the terminal.
 Knows nothing of how trials are run.
@@ -13,8 +13,8 @@ from bench.grid import load_experiment
 from bench.mirror import sync_all
 from bench.plan import Plan, estimate_seconds, make_plan
 from bench.store import find_store_uri
-from bench.terminal import format_plan, format_seconds, make_console, print_ranking, warn_of_leaks
-from bench.trial import Trial, TrialResult
+from bench.terminal import format_plan, format_seconds, make_console, warn_of_leaks
+from bench.trial import Trial
 from catseg.dataset import load_data
 from catseg.errors import InputError
 
@@ -51,40 +51,6 @@ def _describe(trial: Trial, plan: Plan) -> str:
     kept = f"  epoch {epochs} of {trial.train.epochs} is kept" if epochs else ""
     state = "running" if trial in plan.running else "resumable" if epochs else "to do"
     return f"{state:9s} {trial.name}{kept}"
-
-
-def compare(name: str | None) -> None:
-    """Rank all that an experiment has finished on its latest data, whatever grid file it stood in."""
-    console = make_console()
-    folder = _choose_experiment(name)
-    results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
-    if not results:
-        raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
-    latest = _find_latest_data(folder, results)
-    shown = [result for result in results if result.data_fingerprint == latest]
-    console.print(f"{folder.name}: {len(shown)} trials on data {latest}", markup=False)
-    if len(shown) < len(results):
-        console.print(f"{len(results) - len(shown)} on other data are left out: their scores do not compare.")
-    print_ranking(console, shown)
-
-
-def _choose_experiment(name: str | None) -> Path:
-    there = journal.list_experiments()
-    names = ", ".join(folder.name for folder in there)
-    if not there:
-        raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
-    if name is None and len(there) > 1:
-        raise InputError(f"{journal.ROOT}: several experiments; name one of {names}")
-    chosen = [folder for folder in there if name in (None, folder.name)]
-    if not chosen:
-        raise InputError(f"{name}: no such experiment here; there are {names}")
-    return chosen[0]
-
-
-def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
-    """The data of the result that was committed last."""
-    folders = journal.list_folders(folder)
-    return max(results, key=lambda result: (folders[result.key] / "result.json").stat().st_mtime_ns).data_fingerprint
 
 
 def sync() -> None:

@@ -40,12 +40,14 @@ from catseg.device import (
     reset_peak_memory,
 )
 from catseg.errors import InputError
-from catseg.inference import evaluate, make_predictor, predict_fitted
-from catseg.metrics import Counts, compute_metrics
+from catseg.inference import compute_logits, evaluate, make_predictor, predict_fitted
+from catseg.metrics import Counts, choose_labels, compute_metrics
 from catseg.photo import count_valid_pixels, encode_png, paint_panel
 from catseg.settings import TrainConfig, compute_forward_gflop
 from catseg.train import Epoch, NonFiniteError, Training, advance, make_training
 from catseg.unet import UNet, count_parameters, make_unet
+
+INFERENCE_BATCHES = 8  # at most, for a speed to be told
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
         "cost/train_seconds": sum(training.epoch_seconds),
         "cost/photos_per_second": len(train_set.names) / statistics.median(training.epoch_seconds),
         "cost/peak_mib": measure_peak_mib(training.device),
+        "cost/inference_photos_per_second": _measure_inference(model, val_set, trial.train, training.device),
         "cost/parameters": float(count_parameters(model)),
         "cost/forward_gflop": compute_forward_gflop(trial.unet.init_features, trial.train.image_size),
     }
@@ -154,6 +157,20 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
         tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
         tuple(count_valid_pixels(val_set.native_masks).tolist()),
     )
+
+
+def _measure_inference(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> float:
+    """Photos a second from fitted photos in RAM to label maps: the median of some batches, after one to warm up."""
+    predictor, photo_NSS3 = make_predictor(model, config.precision, device), torch.tensor(val_set.photo_NSS3)
+    speeds = []
+    for photo_BSS3 in [
+        photo_NSS3[: config.batch_size],
+        *torch.split(photo_NSS3, config.batch_size)[:INFERENCE_BATCHES],
+    ]:
+        start = read_clock(device)
+        choose_labels(compute_logits(predictor, photo_BSS3))
+        speeds.append(len(photo_BSS3) / (read_clock(device) - start))
+    return statistics.median(speeds[1:])
 
 
 def _make_checkpoint(training: Training) -> Checkpoint:

@@ -25,13 +25,13 @@ from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.scoring import format_busy, format_winner, score_winner
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
+from bench.table import print_leaderboard
 from bench.terminal import (
     ProgressView,
     format_bytes,
     format_plan,
     format_skipped,
     make_console,
-    print_ranking,
     warn_of_leaks,
 )
 from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Trial, TrialResult
@@ -110,7 +110,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
-            _show_outcome(console, data, ordered, outcome.skipped)
+            _show_outcome(console, data, board, outcome.skipped)
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
                 _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
@@ -120,7 +120,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     if outcome.exit_code is not None:
         return _say_stopped(console, outcome.exit_code)
     _say_where_time_went(console, outcome, (time.monotonic() - start) * jobs)
-    _say_where(console, ordered, folder, mirror)
+    _say_where(console, board, folder, mirror)
     return FAILED if list_failed(ordered) or outcome.skipped else 0
 
 
@@ -192,8 +192,8 @@ def _check_disk(folder: Path, plan: Plan, jobs: int) -> None:
         )
 
 
-def _show_outcome(console: Console, data: Data, results: list[TrialResult], skipped: list[Skipped]) -> None:
-    print_ranking(console, results)
+def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: list[Skipped]) -> None:
+    print_leaderboard(console, board)
     for trial in skipped:
         console.print(format_skipped(trial.name, trial.culprit), markup=False)
     if data.val_is_train:
@@ -228,10 +228,9 @@ def _say_where_time_went(console: Console, outcome: _Outcome, seconds: float) ->
         console.print(f"Time: training {train:.1%}, validation {val:.1%}, all else {1 - train - val:.1%}")
 
 
-def _say_where(console: Console, results: list[TrialResult], folder: Path, mirror: Mirror) -> None:
-    ranked = rank(results)
-    if ranked:
-        best_folder = journal.list_folders(folder)[ranked[0].key]
+def _say_where(console: Console, board: Leaderboard, folder: Path, mirror: Mirror) -> None:
+    if board.rows:
+        best_folder = journal.list_folders(folder)[board.rows[0].best_result.key]
         console.print(f"\nBest model: {best_folder}/best.safetensors", markup=False)
     if mirror.num_left:
         reason = f" ({mirror.status.problem})" if mirror.status.problem else ""

@@ -10,6 +10,8 @@ makes a photo hard for everybody cancels out. The score is drawn as it is comput
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ NUM_DRAWS = 10_000
 ALPHA = 0.05  # intervals are of 95 %
 CHUNK = 500  # draws at a time: their weights for 10,000 photos are 40 MB
 
+Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
@@ -28,10 +31,10 @@ class Draws:
     """Scores of settings as they are, and as they might have been with other seeds and photos."""
 
     scores: tuple[Float64, ...]  # of each setting: miou_S
-    draws_DA: Float64  # means over the seeds
+    draws_AD: Float64  # means over the seeds
     num_photos: int
 
-    @property
+    @cached_property
     def means_A(self) -> Float64:
         return np.array([miou_S.mean() for miou_S in self.scores])
 
@@ -58,11 +61,12 @@ def draw(counts: Sequence[Int64], num_draws: int = NUM_DRAWS, seed: int = 0) -> 
     """
     generator = np.random.default_rng(seed)
     num_photos = counts[0].shape[1]
-    flat = [counts_SNK3.astype(np.float64).swapaxes(0, 1).reshape(num_photos, -1) for counts_SNK3 in counts]
-    draws_DA = np.empty((num_draws, len(counts)))
+    # float32 knows a sum of a billion pixels to 100, and is twice as fast
+    flat = [counts_SNK3.astype(np.float32).swapaxes(0, 1).reshape(num_photos, -1) for counts_SNK3 in counts]
+    draws_AD = np.empty((len(counts), num_draws))
     for start in range(0, num_draws, CHUNK):
         size = min(CHUNK, num_draws - start)
-        photo_DN = generator.multinomial(num_photos, np.full(num_photos, 1 / num_photos), size).astype(np.float64)
+        photo_DN = generator.multinomial(num_photos, np.full(num_photos, 1 / num_photos), size).astype(np.float32)
         for index, counts_SNK3 in enumerate(counts):
             num_seeds, _, num_classes, _ = counts_SNK3.shape
             sums_DSK3 = (photo_DN @ flat[index]).reshape(size, num_seeds, num_classes, 3)
@@ -70,12 +74,12 @@ def draw(counts: Sequence[Int64], num_draws: int = NUM_DRAWS, seed: int = 0) -> 
             seed_DS = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size) / num_seeds
             mean_D1 = miou_DS.mean(1, keepdims=True)
             stretch = np.sqrt(num_seeds / max(num_seeds - 1, 1))
-            draws_DA[start : start + size, index] = mean_D1[:, 0] + stretch * ((miou_DS - mean_D1) * seed_DS).sum(1)
+            draws_AD[index, start : start + size] = mean_D1[:, 0] + stretch * ((miou_DS - mean_D1) * seed_DS).sum(1)
     scores = tuple(compute_miou(counts_SNK3.sum(1).astype(np.float64)) for counts_SNK3 in counts)
-    return Draws(scores, draws_DA, num_photos)
+    return Draws(scores, draws_AD, num_photos)
 
 
-def compute_miou(sums_XK3: Float64) -> Float64:
+def compute_miou(sums_XK3: Float) -> Float64:
     """miou_X of pooled counts, the mean over the classes that occur; 0 where none does. X may be several axes."""
     hit_XK, union_XK = sums_XK3[..., 0], sums_XK3.sum(-1)
     occurs_XK = union_XK > 0
@@ -92,11 +96,12 @@ def estimate(draws: Draws, weights_A: Float64, alpha: float = ALPHA) -> Estimate
     spread from, and a normal interval would hold the truth in 85 of 100 studies.
     """
     value = float(draws.means_A @ weights_A)
-    variance = float((draws.draws_DA @ weights_A).var())
+    at = np.flatnonzero(weights_A)  # of thousands of settings a difference needs two
+    variance = float((weights_A[at] @ draws.draws_AD[at]).var())
     parts = [  # of the variance that comes from each setting's seeds, and from how many they are
         (float(weight) ** 2 * float(miou_S.var(ddof=1)) / len(miou_S), len(miou_S) - 1)
-        for weight, miou_S in zip(weights_A, draws.scores, strict=True)
-        if weight and len(miou_S) > 1
+        for weight, miou_S in ((weights_A[index], draws.scores[index]) for index in at)
+        if len(miou_S) > 1
     ]
     of_seeds = sum(part for part, _ in parts)
     parts.append((max(variance - of_seeds, 0.0), draws.num_photos - 1))

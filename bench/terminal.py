@@ -1,24 +1,20 @@
-"""What a person sees while trials run and after: one screen of progress, one table.
+"""What a person sees while trials run: one screen of progress.
 
-In:  (trial, event) pairs, results.   Out: lines on the terminal, plain ones when it is a pipe.
+In:  (trial, event) pairs, plans.   Out: lines on the terminal, plain ones when it is a pipe.
 Knows nothing of files or MLflow.
 """
 
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-from rich.table import Table
 from rich.text import Text
 
-from bench.compare import list_failed, rank
-from bench.environment import format_machine
 from bench.plan import Plan
 from bench.trial import (
     Elsewhere,
@@ -37,7 +33,6 @@ from catseg.dataset import Data, Leak
 
 PLAIN_EVERY_SECONDS = 10.0  # between epoch lines when piped
 NUM_LEAKS_NAMED = 3  # of many; `bench data check` names all
-MAX_ROWS = 100  # of a ranking: nobody reads ten thousand
 
 
 class _LastingOutput:
@@ -189,50 +184,9 @@ class ProgressView:
         return format_seconds(seconds * self._left_work / self._done_work) if self._done_work else "?"
 
 
-def print_ranking(console: Console, results: Iterable[TrialResult]) -> None:
-    """The trials by val/miou, with what they cost; then those that failed; then what the order is worth."""
-    results = list(results)
-    ranked, failed = rank(results), list_failed(results)
-    if ranked:
-        varying = [name for name in ranked[0].settings if len({str(result.settings[name]) for result in results}) > 1]
-        table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
-        settings = [name.replace("_", "_\n") for name in varying]  # 80 columns hold four settings in two lines
-        for header in (
-            "#",
-            *settings,
-            "val/\nmiou",
-            "per\nphoto",
-            "best\nepoch",
-            "train\ns",
-            "photos\n/s",
-            "peak\nMiB",
-        ):
-            table.add_column(header, justify="right", no_wrap=True)
-        for place, result in enumerate(ranked[:MAX_ROWS], 1):
-            metrics = result.metrics
-            table.add_row(
-                str(place),
-                *(f"{result.settings[name]}" for name in varying),
-                f"{metrics['val/miou']:.3f}",
-                f"{metrics.get('val/miou_per_photo', math.nan):.3f}",
-                str(result.best_epoch),
-                f"{metrics['cost/train_seconds']:.1f}",
-                f"{metrics['cost/photos_per_second']:.0f}",
-                f"{metrics['cost/peak_mib']:.0f}",
-                style="bold" if place == 1 else None,
-            )
-        console.print()
-        console.print(table)
-        if len(ranked) > MAX_ROWS:
-            console.print(f"... and {len(ranked) - MAX_ROWS:,} below", highlight=False)
-        machines = {format_machine(result.environment) for result in ranked}
-        console.print(f"Machine: {'; '.join(sorted(machines))}", highlight=False, soft_wrap=True)
-        if len({result.settings["seed"] for result in results}) == 1:
-            console.print("One seed per setting: an order, not a comparison.", highlight=False)
-    for result in failed:
-        console.print(
-            f"FAILED  {result.name}: {result.failure}: {result.reason}", markup=False, highlight=False, soft_wrap=True
-        )
+def format_failed(result: TrialResult) -> str:
+    """A trial that ended without a model, and why."""
+    return f"FAILED  {result.name}: {result.failure}: {result.reason}"
 
 
 def format_plan(experiment: Experiment, data: Data, plan: Plan) -> str:

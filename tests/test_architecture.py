@@ -72,6 +72,7 @@ ALLOWED = {
         "torch",
         "bench.processes",
         "bench.run",
+        "bench.table",
         "bench.stops",
         "bench.trial",
         "catseg.dataset",
@@ -94,19 +95,20 @@ ALLOWED = {
     | {"bench.stops", "bench.trial", "catseg.dataset", "catseg.device", "catseg.settings"},
     "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
-    "bench.terminal": {"rich", "bench.compare", "bench.environment", "bench.plan", "bench.trial", "catseg.dataset"},
+    "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
+    "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {
-        "bench.jobs",
+    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.scoring", "bench.stops", "bench.store"}
+    | {"bench.table", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
+    "bench.comparison": {
+        "bench.compare",
         "bench.journal",
-        "bench.mirror",
-        "bench.plan",
-        "bench.scoring",
-        "bench.stops",
-        "bench.store",
+        "bench.table",
         "bench.terminal",
+        "bench.trial",
+        "catseg.errors",
     }
-    | {"bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
+    | {"catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
     | {"bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
@@ -116,7 +118,15 @@ ALLOWED = {
     "bench.speed": {"catseg.errors"},
     "bench.prediction": {"rich", "torch", "bench.tracking", "catseg.checkpoint", "catseg.device", "catseg.errors"}
     | {"catseg.predict", "catseg.unet"},
-    "bench.cli": {"typer", "bench.data", "bench.download", "bench.label", "bench.overview", "bench.prediction"}
+    "bench.cli": {
+        "typer",
+        "bench.comparison",
+        "bench.data",
+        "bench.download",
+        "bench.label",
+        "bench.overview",
+        "bench.prediction",
+    }
     | {"bench.session", "bench.speed", "bench.store", "catseg.errors"},
 }
 
@@ -138,7 +148,15 @@ ONLY_IN = {
 
 # What is started in a moment: none of these rooms imports torch or mlflow at its start, directly or through ours.
 # A function that cannot answer without imports them itself.
-NO_WAITING = ["bench.cli", "bench.data", "bench.download", "bench.label", "bench.overview", "catseg.settings"]
+NO_WAITING = [
+    "bench.cli",
+    "bench.comparison",
+    "bench.data",
+    "bench.download",
+    "bench.label",
+    "bench.overview",
+    "catseg.settings",
+]
 
 FORBIDDEN_IMPORTS = {"labelme", "pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "torch.load", "torch.save", "os.system", "os.popen", "numpy.load"}

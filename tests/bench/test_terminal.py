@@ -1,4 +1,4 @@
-"""The order of results, and what a person sees of them: in a terminal, and in a pipe."""
+"""What a person sees while trials run: in a terminal, and in a pipe."""
 
 import dataclasses
 import io
@@ -6,8 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bench.compare import list_failed, rank
-from bench.terminal import ProgressView, format_bytes, format_seconds, print_ranking
+from bench.terminal import ProgressView, format_bytes, format_seconds
 from bench.trial import (
     Elsewhere,
     EpochDone,
@@ -45,12 +44,6 @@ def make_epoch(epoch, miou):
     return EpochDone(epoch, {"val/miou": miou, "val/loss": 0.5, "train/loss": 0.25}, 1.0, 1.0)
 
 
-def print_to_text(results, width=80):
-    text = io.StringIO()
-    print_ranking(Console(file=text, width=width), results)
-    return text.getvalue()
-
-
 def show(events, trials, best=None, terminal=False):
     """What a view of these trials prints, fed with (trial, event) pairs."""
     text = io.StringIO()
@@ -59,53 +52,6 @@ def show(events, trials, best=None, terminal=False):
         for trial, event in events:
             view.show(trial, event)
     return text.getvalue()
-
-
-def test_the_best_miou_ranks_first_and_equals_by_what_they_cost():
-    dear, cheap, best, poor = (
-        finish(make_trial(), miou, seconds) for miou, seconds in ((0.5, 20.0), (0.5, 10.0), (0.75, 90.0), (0.25, 1.0))
-    )
-    assert rank([dear, poor, cheap, best]) == [best, cheap, dear, poor]
-
-
-def test_what_failed_is_in_no_ranking_and_is_listed_in_its_order():
-    good, bad, worse = finish(make_trial()), fail(make_trial(), "first"), fail(make_trial(), "second")
-    assert rank([bad, good, worse]) == [good]
-    assert list_failed([bad, good, worse]) == [bad, worse]
-    assert rank([]) == []
-
-
-def test_the_ranking_of_four_settings_fits_in_eighty_columns_with_every_number():
-    trials = [
-        Trial(UNetConfig(features), TrainConfig(lr=lr, image_size=size, loss=loss), VARYING)
-        for features, lr, size, loss in ((8, 0.0005, 128, "bce_dice"), (16, 0.003, 96, "dice"))
-    ]
-    lines = print_to_text([finish(trials[0], 0.25, 7.0), finish(trials[1], 0.875, 98.7)]).splitlines()
-    assert max(map(len, lines)) <= 80
-    rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"])]
-    assert rows == [
-        ["1", "16", "0.003", "96", "dice", "0.875", "0.775", "2", "98.7", "123", "457"],
-        ["2", "8", "0.0005", "128", "bce_dice", "0.250", "0.150", "2", "7.0", "123", "457"],
-    ]
-
-
-def test_settings_that_all_trials_share_are_no_columns():
-    text = print_to_text([finish(make_trial(lr=0.1)), finish(make_trial(lr=0.2))])
-    assert "lr" in text
-    assert "loss" not in text
-
-
-def test_the_ranking_says_on_what_machine_it_was_timed_and_what_one_seed_is_worth():
-    text = print_to_text([finish(make_trial())])
-    assert "Example CPU, 2 threads, torch 2.13.0" in text
-    assert "One seed per setting: an order, not a comparison." in text
-
-
-def test_what_failed_is_listed_with_its_kind_and_reason_even_if_nothing_finished():
-    text = print_to_text([fail(make_trial(lr=0.1), "train/loss is nan at step [2]")])
-    assert "FAILED" in text
-    assert "lr=0.1" in text
-    assert "nonfinite: train/loss is nan at step [2]" in text
 
 
 def test_a_pipe_gets_a_line_for_each_trial_and_no_control_characters():
@@ -155,18 +101,6 @@ def test_of_a_trial_that_goes_on_the_time_left_counts_what_is_left_of_it(monkeyp
     trial = make_trial(epochs=4)
     text = show([(trial, dataclasses.replace(STARTED, epoch=2)), (trial, make_epoch(3, 0.5))], [trial])
     assert "left 30 s" in text.splitlines()[-1]
-
-
-def test_only_the_first_hundred_of_a_ranking_are_shown_and_the_others_counted():
-    results = [finish(make_trial(lr=0.001 + number / 10_000), 0.5) for number in range(103)]
-    text = print_to_text(results)
-    assert "100" in text
-    assert "... and 3 below" in text
-
-
-def test_a_trial_that_ran_on_several_machines_is_no_machines_timing():
-    mixed = dataclasses.replace(finish(make_trial()), environment=ENVIRONMENT | {"machine_fingerprint": "mixed"})
-    assert "several machines or numbers of threads in one trial" in " ".join(print_to_text([mixed]).split())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""`bench compare`: what an experiment has finished, from its journal to the terminal and to files.
+
+In:  the flags of the command.   Out: lines on the terminal, CSV, Markdown, JSON.
+Knows nothing of how settings are told apart.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench import journal
+from bench.compare import Leaderboard, make_leaderboard
+from bench.table import format_csv, format_json, format_markdown, print_effects, print_leaderboard
+from bench.terminal import make_console
+from bench.trial import TrialResult
+from catseg.errors import InputError
+from catseg.files import save_bytes
+
+FORMATS = {"csv": format_csv, "markdown": format_markdown, "json": format_json}
+STANDARD_OUTPUT = "-"
+
+
+def compare(name: str | None, files: Mapping[str, Path]) -> None:
+    """Rank all that an experiment has finished on its latest data, whatever grid file it stood in.
+
+    `files` are what to write the same to, by kind of file; `-` is standard output, and nothing else goes there then.
+    """
+    console = make_console()
+    folder = _choose_experiment(name)
+    results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
+    if not results:
+        raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
+    latest = _find_latest_data(folder, results)
+    shown = [result for result in results if result.data_fingerprint == latest]
+    board = make_leaderboard(shown, journal.gather_counts(folder, shown))
+    _write_files(board, files)
+    if not any(str(file) == STANDARD_OUTPUT for file in files.values()):
+        console.print(f"{folder.name}: {len(shown)} trials on data {latest}", markup=False)
+        if len(shown) < len(results):
+            console.print(f"{len(results) - len(shown)} on other data are left out: their scores do not compare.")
+        print_leaderboard(console, board)
+        print_effects(console, board)
+
+
+def _write_files(board: Leaderboard, files: Mapping[str, Path]) -> None:
+    for kind, path in files.items():
+        text = FORMATS[kind](board)
+        if str(path) == STANDARD_OUTPUT:
+            sys.stdout.write(text)
+        else:
+            try:
+                save_bytes(text.encode(), path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def _choose_experiment(name: str | None) -> Path:
+    there = journal.list_experiments()
+    names = ", ".join(folder.name for folder in there)
+    if not there:
+        raise InputError(f"{journal.ROOT}: no experiments here; `bench run` makes one, or change the working folder")
+    if name is None and len(there) > 1:
+        raise InputError(f"{journal.ROOT}: several experiments; name one of {names}")
+    chosen = [folder for folder in there if name in (None, folder.name)]
+    if not chosen:
+        raise InputError(f"{name}: no such experiment here; there are {names}")
+    return chosen[0]
+
+
+def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
+    """The data of the result that was committed last."""
+    folders = journal.list_folders(folder)
+    return max(results, key=lambda result: (folders[result.key] / "result.json").stat().st_mtime_ns).data_fingerprint
