@@ -105,6 +105,12 @@ def compare(
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="rows, effects, machines, for a program")
     ] = None,
+    definitions: Annotated[
+        bool, typer.Option("--definitions", help="also what other tools would print for the best")
+    ] = False,
+    test: Annotated[
+        str | None, typer.Option(metavar="DIR", help="score the best on these photos, once, with all its seeds")
+    ] = None,
     speed: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="A.json B.json", help="not scores but speed: two files of `pytest --benchmark-only`"),
@@ -119,7 +125,8 @@ def compare(
             from bench.comparison import compare
 
             files = {"csv": csv, "markdown": markdown, "json": json}
-            compare(experiment, {kind: file for kind, file in files.items() if file is not None})
+            wanted = {kind: file for kind, file in files.items() if file is not None}
+            compare(experiment, wanted, definitions, test)
         else:
             from bench.speed import compare_speed
             from catseg.errors import InputError

@@ -26,6 +26,7 @@ from bench.statistics import (
 from bench.trial import TrialResult
 
 SEED = "seed"
+NAMED = ("init_features", "lr", "image_size", "loss")  # of a setting that stands alone
 MAX_DRAWN = 20_000_000  # scores: 10,000 trials are drawn 2,000 times
 
 
@@ -116,7 +117,7 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     num_draws = min(NUM_DRAWS, MAX_DRAWN // sum(map(len, groups)))
     draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
     rows = _judge(groups, draws)
-    tried = [*(row.settings for row in rows), *(_drop_seed(result.settings) for result in failed)]
+    tried = [*(row.settings for row in rows), *(drop_seed(result.settings) for result in failed)]
     varying = tuple(name for name in rows[0].settings if len({str(settings.get(name)) for settings in tried}) > 1)
     timed = [result for group in groups for result in group if find_machine(result) != MIXED]
     frequency = Counter(find_machine(result) for result in timed)
@@ -125,6 +126,16 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     return Leaderboard(
         rows, varying, _find_effects(rows, varying, draws), failed, machines, draws.num_photos, num_draws
     )
+
+
+def name_settings(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """What tells a setting from others; where nothing varies, what it is."""
+    return " ".join(f"{name}={settings.get(name)}" for name in varying or NAMED)
+
+
+def drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a trial's settings when its seeds are folded."""
+    return {name: value for name, value in settings.items() if name != SEED}
 
 
 def find_machine(result: TrialResult) -> str:
@@ -147,12 +158,8 @@ def _fold(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
     """The results of each setting, by seed."""
     groups: dict[str, list[TrialResult]] = {}
     for result in results:
-        groups.setdefault(repr(sorted(_drop_seed(result.settings).items())), []).append(result)
+        groups.setdefault(repr(sorted(drop_seed(result.settings).items())), []).append(result)
     return [sorted(group, key=lambda result: int(result.settings[SEED])) for group in groups.values()]
-
-
-def _drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != SEED}
 
 
 def _order(group: list[TrialResult]) -> tuple[float, float, str]:
@@ -167,11 +174,11 @@ def _judge(groups: list[list[TrialResult]], draws: Draws) -> tuple[Row, ...]:
     comparisons = [estimate(draws, weights_AA[index] - weights_AA[0]) for index in range(1, len(groups))]
     can_tell = [len(group) > 1 and len(groups[0]) > 1 for group in groups[1:]]
     alphas = iter(compute_holm_alphas([c.p for c, can in zip(comparisons, can_tell, strict=True) if can]))
-    rows = [Row(_drop_seed(groups[0][0].settings), tuple(groups[0]), estimate(draws, weights_AA[0]), 1, None, None)]
+    rows = [Row(drop_seed(groups[0][0].settings), tuple(groups[0]), estimate(draws, weights_AA[0]), 1, None, None)]
     if len(groups[0]) > 1:
         rows[0] = replace(rows[0], is_tied=True)
     for index, group in enumerate(groups[1:], 1):
-        settings, score = _drop_seed(group[0].settings), estimate(draws, weights_AA[index])
+        settings, score = drop_seed(group[0].settings), estimate(draws, weights_AA[index])
         if not can_tell[index - 1]:
             rows.append(Row(settings, tuple(group), score, index + 1, comparisons[index - 1], None))
             continue

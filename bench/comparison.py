@@ -8,8 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.console import Console
+
 from bench import journal
 from bench.compare import Leaderboard, make_leaderboard
+from bench.definitions import average, list_definitions, make_definitions_table
+from bench.scoring import format_busy, format_winner, score_winner
 from bench.table import format_csv, format_json, format_markdown, print_effects, print_leaderboard
 from bench.terminal import make_console
 from bench.trial import TrialResult
@@ -20,10 +24,11 @@ FORMATS = {"csv": format_csv, "markdown": format_markdown, "json": format_json}
 STANDARD_OUTPUT = "-"
 
 
-def compare(name: str | None, files: Mapping[str, Path]) -> None:
+def compare(name: str | None, files: Mapping[str, Path], definitions: bool = False, test: str | None = None) -> None:
     """Rank all that an experiment has finished on its latest data, whatever grid file it stood in.
 
     `files` are what to write the same to, by kind of file; `-` is standard output, and nothing else goes there then.
+    `definitions`: what other tools would print for the best. `test`: photos that the best is scored on, once.
     """
     console = make_console()
     folder = _choose_experiment(name)
@@ -40,6 +45,31 @@ def compare(name: str | None, files: Mapping[str, Path]) -> None:
             console.print(f"{len(results) - len(shown)} on other data are left out: their scores do not compare.")
         print_leaderboard(console, board)
         print_effects(console, board)
+        if definitions:
+            _print_definitions(console, folder, board)
+        if test is not None:
+            _print_test(console, folder, board, test)
+
+
+def _print_definitions(console: Console, folder: Path, board: Leaderboard) -> None:
+    if not board.rows:
+        raise InputError(f"{folder}: nothing has finished, so there are no numbers to name; `bench run` goes on")
+    folders = journal.list_folders(folder)
+    counts = [journal.read_counts(folders[result.key]) for result in board.rows[0].results]
+    kept = [list_definitions(count.counts_NK3, count.pixels_N) for count in counts if count is not None]
+    console.print(f"\nThe first row, mean over {len(kept)} seeds, as other tools would score it:", highlight=False)
+    console.print(make_definitions_table(average(kept)))
+
+
+def _print_test(console: Console, folder: Path, board: Leaderboard, source: str) -> None:
+    if not board.rows:
+        raise InputError(f"{folder}: nothing has finished, so there is no winner to test; `bench run` goes on")
+    score = score_winner(folder, board, source)
+    lines = [format_busy(board)] if score is None else format_winner(score)
+    if score is not None and not score.is_recorded:
+        lines.append("`bench sync` tells MLflow.")
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _write_files(board: Leaderboard, files: Mapping[str, Path]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.claim import hold, write_test
-from bench.compare import SEED, Leaderboard, Row
+from bench.compare import Leaderboard, drop_seed, name_settings
 from bench.counts import format_counts, parse_counts
 from bench.journal import Line, is_running, list_folders, list_superseded, read_settings, read_tests
 from bench.statistics import Estimate, draw, estimate
@@ -134,10 +134,10 @@ def _summarise(
     time_ms = max(scoring["time_ms"] for scoring in scorings)
     mine = (_identify(row.settings), row.results[0].data_fingerprint, time_ms)
     looks = _list_looks(experiment_folder, source, scorings[0]["fingerprint"])
-    tried = [_drop_seed(result.settings) for result in board.failed] + [other.settings for other in board.rows]
+    tried = [drop_seed(result.settings) for result in board.failed] + [other.settings for other in board.rows]
     varying = _find_varying([*tried, *looks.values()])
     return WinnerScore(
-        _name(row.settings, varying),
+        name_settings(row.settings, varying),
         row.settings,
         source,
         row.seeds,
@@ -148,7 +148,10 @@ def _summarise(
         time_ms,
         is_recorded,
         tuple(
-            Look(_name(settings, varying) + ("" if look[1] == mine[1] else " (of other training photos)"), look[2])
+            Look(
+                name_settings(settings, varying) + ("" if look[1] == mine[1] else " (of other training photos)"),
+                look[2],
+            )
             for look, settings in sorted(looks.items(), key=lambda item: item[0][2])
             if look != mine
         ),
@@ -169,14 +172,10 @@ def _list_looks(experiment_folder: Path, source: str, fingerprint: str) -> dict[
                 not scoring["fingerprint"] and scoring["test"] == source
             )
             if kept is not None and is_same:
-                settings = _drop_seed(LATER_SETTINGS | kept["settings"])
+                settings = drop_seed(LATER_SETTINGS | kept["settings"])
                 data = kept.get("data", {}).get("fingerprint", "")
                 looks[_identify(settings), data, scoring["time_ms"]] = settings
     return looks
-
-
-def _drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != SEED}
 
 
 def _identify(settings: dict[str, Any]) -> str:
@@ -187,16 +186,6 @@ def _find_varying(settings: Iterable[dict[str, Any]]) -> list[str]:
     """The names of those in which any two differ."""
     settings = list(settings)
     return [name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1]
-
-
-def _name(settings: dict[str, Any], varying: Sequence[str]) -> str:
-    names = varying or ("init_features", "lr", "image_size", "loss")
-    return " ".join(f"{name}={settings.get(name)}" for name in names)
-
-
-def name_row(board: Leaderboard, row: Row) -> str:
-    """A setting by what tells it from the others of its leaderboard."""
-    return _name(row.settings, board.varying)
 
 
 def format_winner(score: WinnerScore) -> list[str]:
@@ -223,9 +212,8 @@ def format_winner(score: WinnerScore) -> list[str]:
 
 def format_busy(board: Leaderboard) -> str:
     """What is said where `score_winner` gave None."""
-    return (
-        f"Test: another session is at work on {name_row(board, board.rows[0])}; the same command scores what wins then"
-    )
+    winner = name_settings(board.rows[0].settings, board.varying)
+    return f"Test: another session is at work on {winner}; the same command scores what wins then"
 
 
 def _format_looks(looks: Sequence[Look]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import Leaderboard, Row, find_machine
+from bench.compare import Leaderboard, Row, find_machine, name_settings
 from bench.environment import MIXED
 from bench.statistics import Estimate
 from bench.terminal import format_failed
@@ -91,10 +91,12 @@ def describe_verdict(board: Leaderboard) -> list[str]:
         return [NO_SPREAD]
     tied = [row for row in board.rows[1:] if row.is_tied]
     unknown = sum(row.is_tied is None for row in board.rows)
-    best = f"{describe_settings(board, board.rows[0])} is best, val/miou {board.rows[0].score.value:.3f}"
+    best = f"{name_settings(board.rows[0].settings, board.varying)} is best, val/miou {board.rows[0].score.value:.3f}"
     others = len(board.rows) - 1
     if tied:
-        named = "; ".join(describe_settings(board, row) for row in tied[:3]) + ("; ..." if len(tied) > 3 else "")
+        named = "; ".join(name_settings(row.settings, board.varying) for row in tied[:3]) + (
+            "; ..." if len(tied) > 3 else ""
+        )
         best += f", tied with {len(tied)} of {others} others: {named}"
     elif others and not unknown:
         best += f", better than each of the {others} others"
@@ -106,12 +108,6 @@ def describe_verdict(board: Leaderboard) -> list[str]:
         "over the same photos, with Holm's correction. Tied: the interval holds 0."
     )
     return lines
-
-
-def describe_settings(board: Leaderboard, row: Row) -> str:
-    """What sets a row apart."""
-    names = board.varying or ("init_features", "lr", "image_size", "loss")
-    return " ".join(f"{name}={row.settings[name]}" for name in names)
 
 
 def format_verdict(row: Row) -> str:

@@ -100,15 +100,8 @@ ALLOWED = {
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
     | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.scoring", "bench.stops", "bench.store"}
     | {"bench.table", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
-    "bench.comparison": {
-        "bench.compare",
-        "bench.journal",
-        "bench.table",
-        "bench.terminal",
-        "bench.trial",
-        "catseg.errors",
-    }
-    | {"catseg.files"},
+    "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.scoring", "bench.table"}
+    | {"bench.terminal", "bench.trial", "catseg.errors", "catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
     | {"bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
