@@ -36,7 +36,7 @@ class Row:
 
     settings: dict[str, Any]  # without the seed
     results: tuple[TrialResult, ...]  # by seed
-    score: Estimate  # val/miou, the mean over the seeds; with one seed the interval is of the photos alone
+    score: Estimate  # val/miou, the mean over the seeds; with one seed everywhere the interval is of the photos alone
     rank: int  # 1 is shared by the best and all that are tied with it
     to_best: Estimate | None  # what it is better (above 0) or worse by; None: it is the best
     is_tied: bool | None  # with the best; None: one seed, so nobody knows

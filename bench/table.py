@@ -75,11 +75,11 @@ def print_effects(console: Console, board: Leaderboard) -> None:
             f"{change.value:+.3f}",
             _format_interval(change),
         )
-        style = "bold" if not change.holds_zero and effect.num_seeds > 1 else None
+        style = "bold" if not change.holds_zero and board.has_spread else None
         table.add_row(*cells, str(effect.num_pairs), style=style)
     console.print("\nWhat one step changes, all else equal:", highlight=False)
     console.print(table)
-    if min(effect.num_seeds for effect in board.effects) == 1:
+    if not board.has_spread:
         console.print("These intervals know of the photos alone: with one seed nobody knows what seeds change.")
 
 

@@ -67,14 +67,34 @@ def test_what_makes_photos_hard_for_everybody_cancels_out():
 
 
 def test_without_differences_between_photos_the_interval_is_students_own():
-    """Welch's t-test, as scipy computes it, where the photos add nothing."""
-    first, second = np.array([0.61, 0.64, 0.60]), np.array([0.55, 0.50, 0.57])
+    """The t-test of equal spreads, as scipy computes it, where the photos add nothing."""
+    first, second = np.array([0.61, 0.64, 0.60]), np.array([0.54, 0.57, 0.53])
     counts = [make_counts(np.repeat(scores[:, None], 30, axis=1)) for scores in (first, second)]
     found = estimate(draw(counts, 10_000), DIFFERENCE)
-    expected = stats.ttest_ind(first, second, equal_var=False)
+    expected = stats.ttest_ind(first, second, equal_var=True)
     low, high = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=0.1)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
+
+
+def test_what_three_seeds_do_not_know_of_their_spread_those_of_other_settings_tell():
+    """The same two settings, alone and among six more of the same spread: 4 degrees of freedom, and 16."""
+    scores_AS = np.array([0.61, 0.64, 0.60]) - 0.01 * np.arange(8)[:, None]
+    counts = [make_counts(np.repeat(scores[:, None], 30, axis=1)) for scores in scores_AS]
+    alone = estimate(draw(counts[:2], 2000), DIFFERENCE)
+    among = estimate(draw(counts, 2000), np.array([1.0, -1.0, *[0.0] * 6]))
+    assert (alone.high - alone.low) / (among.high - among.low) == pytest.approx(
+        stats.t.ppf(0.975, 4) / stats.t.ppf(0.975, 16), rel=0.05
+    )
+
+
+def test_a_setting_that_spreads_wider_than_the_others_keeps_its_own_spread():
+    steady, unsteady = np.array([0.60, 0.61, 0.62]), np.array([0.3, 0.6, 0.9])
+    counts = [make_counts(np.repeat(scores[:, None], 30, axis=1)) for scores in (steady, steady, steady, unsteady)]
+    draws = draw(counts, 2000)
+    assert draws.seed_variances[3] == pytest.approx(unsteady.var(ddof=1), rel=0.01)
+    assert draws.seed_variances[0] == pytest.approx(unsteady.var(ddof=1) / 4, rel=0.01)
+    assert draws.draws_AD[3].std() == pytest.approx(np.sqrt(unsteady.var(ddof=1) / 3), rel=0.05)
 
 
 def test_with_one_seed_the_interval_is_that_of_scipys_bootstrap_of_the_photos():
@@ -125,35 +145,22 @@ def test_holms_verdicts_are_those_of_the_adjusted_p_values(p):
 
 
 def count_verdicts(num_studies, gains, num_seeds=3, num_photos=60):
-    """Of so many studies the shares in which nothing is told from the best, and the first from the second setting.
-
-    And the share of all verdicts that say tied.
-    """
-    generator, num_tied, num_told, num_verdicts = np.random.default_rng(1), 0, 0, 0
+    """Of so many studies the shares in which nothing is told from the best, and the first from the second setting."""
+    generator, num_tied, num_told = np.random.default_rng(1), 0, 0
     for number in range(num_studies):
         draws = draw(simulate(generator, len(gains), num_seeds, num_photos, gains=gains), 400, seed=number)
         best, weights_AA = int(draws.means_A.argmax()), np.eye(len(gains))
         others = [index for index in range(len(gains)) if index != best]
         p = [estimate(draws, weights_AA[best] - weights_AA[index]).p for index in others]
-        is_tied = [value > alpha for value, alpha in zip(p, compute_holm_alphas(p), strict=True)]
-        num_tied += all(is_tied)
-        num_verdicts += sum(is_tied)
+        num_tied += all(value > alpha for value, alpha in zip(p, compute_holm_alphas(p), strict=True))
         num_told += not estimate(draws, weights_AA[0] - weights_AA[1]).holds_zero
-    return num_tied / num_studies, num_told / num_studies, num_verdicts / num_studies / (len(gains) - 1)
+    return num_tied / num_studies, num_told / num_studies
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_settings", "num_seeds"), [(2, 2), (2, 3), (4, 3), (4, 5)])
+@pytest.mark.parametrize(("num_settings", "num_seeds"), [(2, 2), (2, 3), (4, 3), (4, 5), (8, 2), (12, 3)])
 def test_equal_settings_are_tied_in_nearly_all_of_a_thousand_studies(num_settings, num_seeds):
     assert count_verdicts(1000, [0.0] * num_settings, num_seeds)[0] >= 0.93
-
-
-@pytest.mark.slow
-def test_of_twelve_equal_settings_hardly_one_is_told_from_the_best():
-    """The best of twelve is the luckiest of twelve: in 929 of 1,000 studies all are tied, of all verdicts more."""
-    all_tied, _, verdicts = count_verdicts(1000, [0.0] * 12)
-    assert all_tied >= 0.90
-    assert verdicts >= 0.98
 
 
 @pytest.mark.slow
@@ -165,5 +172,5 @@ def test_a_difference_is_found_the_more_often_the_more_standard_errors_it_is():
     slope = 0.186  # of the score, by the logit, where scores are about 0.7
     rates = [count_verdicts(300, [number * error / slope, 0.0])[1] for number in (0, 2, 4)]
     assert rates[0] <= 0.07
-    assert rates[1] >= 0.3  # 0.39: with a normal interval it would be half, with three seeds it cannot be
-    assert rates[2] >= 0.9  # 0.96
+    assert rates[1] >= 0.3  # 0.42: with a normal interval it would be half, with three seeds it cannot be
+    assert rates[2] >= 0.9  # 0.95
