@@ -28,6 +28,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bench.trial import LATER_SETTINGS, TrialResult
 
 ROOT = Path("mlruns/journal")
@@ -158,6 +161,17 @@ def read_test(folder: Path, source: str) -> dict[str, float] | None:
         return None
     metrics: dict[str, float] = content["metrics"]
     return metrics
+
+
+def read_counts(folder: Path) -> tuple[tuple[str, ...], npt.NDArray[np.int64]] | None:
+    """Names of the validation photos and counts_NK3 of the best epoch's model, or None: not there, or not whole."""
+    content = read_json(folder / "per_photo.json")
+    try:
+        per_photo: dict[str, Any] = content["counts_per_class"]
+        counts_NK3 = np.array(list(per_photo.values()), dtype=np.int64)
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
+        return None
+    return (tuple(per_photo), counts_NK3) if counts_NK3.ndim == 3 and counts_NK3.shape[2] == 3 else None
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

@@ -1,0 +1,141 @@
+"""What MLflow's pages say in words: the names and colours of runs, their data, and Markdown on runs and experiments.
+
+In:  a trial's settings and result, a Leaderboard.   Out: text, as it is shown.
+Knows nothing of MLflow, of files or of a clock.
+"""
+
+import colorsys
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.compare import Leaderboard, Row
+from bench.trial import TrialResult
+
+# Each starts what is ours of a description: what somebody wrote above it stays.
+RUN_HEADING = "Settings that vary:"
+BOARD_HEADING = "### Leaderboard, kept by `bench`"
+NUM_RANKED = 100  # runs below learn no rank: with each new result, those of all below it change
+MAX_NOTE_CHARACTERS = 18_000  # MLflow takes 20,000
+SAME_AS_TRAIN = "train"  # what `val` says where the training photos are validated on, too
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What a trial learns from, or is measured on, as MLflow's column of datasets shows it."""
+
+    context: str  # training, validation
+    name: str
+    digest: str
+    source: str
+    profile: str  # JSON
+
+
+def name_run(name: str) -> str:
+    """The values of what varies: MLflow's lists and legends cut a name off before a second `setting=value`."""
+    return " ".join(term.partition("=")[2] for term in name.split())
+
+
+def make_color(index: int) -> str:
+    """Colours far apart for runs side by side: MLflow's own repeat themselves."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.55 + 0.3 * (index % 3) / 2)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def describe_data(data: dict[str, Any]) -> list[Photos]:
+    """The training and the validation photos. MLflow takes two of one name and digest for one: names differ."""
+    train, val = data["train"], data["val"]
+    name = Path(train).name or train
+    if data["val_is_train"]:
+        val_name = f"{name}, the same photos"
+    elif val is None:
+        val_name = f"{name}, held out"
+    else:
+        val_name = Path(val).name or val
+        val_name += ", for validation" if val_name == name else ""
+    source = train if val in (None, SAME_AS_TRAIN) else val
+    roles = [("training", name, train, data["train_photos"]), ("validation", val_name, source, data["val_photos"])]
+    return [
+        Photos(context, called, data["fingerprint"], where, json.dumps({"photos": count, "classes": data["classes"]}))
+        for context, called, where, count in roles
+    ]
+
+
+def format_run_note(settings: dict[str, Any], result: TrialResult | None, place: str = "") -> str:
+    """What a run is and what came of it; `place` is its setting's in the leaderboard, where that is known."""
+    terms = [" = ".join(term.split("=", 1)) for term in settings["name"].split()]
+    lines = [f"{RUN_HEADING} **{', '.join(terms)}**", ""]
+    if result is not None and result.status == "finished":
+        miou, epochs = result.metrics["val/miou"], settings["settings"]["epochs"]
+        lines.append(f"- val/miou **{miou:.3f}**, after epoch {result.best_epoch} of {epochs}")
+    elif result is not None:
+        lines.append(f"- failed: {result.failure}: {result.reason}")
+    if place:
+        lines.append(f"- {place}")
+    return "\n".join([*lines, f"- a trial of `{settings['grid']}`"])
+
+
+def list_places(board: Leaderboard) -> dict[str, str]:
+    """Where each result's setting stands, by the result's key; of the first NUM_RANKED settings."""
+    places: dict[str, str] = {}
+    for row in board.rows[:NUM_RANKED]:
+        place = f"rank {row.rank} of {len(board.rows)} settings"
+        if len(row.results) > 1:
+            place += f", the mean of {len(row.results)} seeds {row.score.value:.3f}"
+        places |= {result.key: f"{place}: {_judge(row)}" for result in row.results}
+    return places
+
+
+def format_board_note(board: Leaderboard) -> str:
+    """An experiment's description: the leaderboard, as many rows of it as MLflow takes."""
+    lines = [BOARD_HEADING, "", *format_markdown(board).splitlines()]
+    num_cut = 0
+    while sum(len(line) + 1 for line in lines) > MAX_NOTE_CHARACTERS:
+        last_row = max(index for index, line in enumerate(lines) if line.startswith("|"))
+        del lines[last_row]
+        num_cut += 1
+    if num_cut:
+        lines.append(f"\n{num_cut} settings further down are left out here; `bench compare` lists them.")
+    return "\n".join(lines)
+
+
+def join_note(before: str, ours: str) -> str:
+    """A description with our part brought up to date, and above it what somebody else wrote there."""
+    heading = BOARD_HEADING if ours.startswith(BOARD_HEADING) else RUN_HEADING
+    return before.partition(heading)[0] + ours
+
+
+def format_markdown(board: Leaderboard) -> str:
+    """The leaderboard as a table: a row per setting, its seeds folded, the best first; then what it is worth."""
+    header = ["rank", *board.varying, "seeds", "val/miou", "95 %", "against the best", "training, s", "peak MiB"]
+    header.append("parameters")
+    lines = [_format_line(header), _format_line(["---:"] * len(header))]
+    for row in board.rows:
+        costs = [row.find_median(name) for name in ("cost/train_seconds", "cost/peak_mib", "cost/parameters")]
+        cells = [str(row.rank), *(str(row.settings[name]) for name in board.varying), str(len(row.results))]
+        cells += [f"{row.score.value:.3f}", f"{row.score.low:.3f} to {row.score.high:.3f}", _judge(row)]
+        cells += ["" if cost is None else f"{cost:,.{digits}f}" for cost, digits in zip(costs, (1, 0, 0), strict=True)]
+        lines.append(_format_line(cells))
+    lines += ["", f"Validated on {board.num_photos} photos. Costs are medians over the seeds."]
+    if not board.is_comparison:
+        lines.append("One seed per setting: an order, not a comparison; the intervals are of the photos alone.")
+    lines += [f"Timed on {words}." for words in board.machines.values()]
+    if board.failed:
+        lines.append(f"{len(board.failed)} trials failed.")
+    return "\n".join(lines)
+
+
+def _format_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _judge(row: Row) -> str:
+    """A setting beside the best."""
+    if row.to_best is None:
+        return "best"
+    if row.is_tied is None:
+        return f"{row.to_best.value:+.3f}, one seed: nobody knows"
+    if row.is_tied:
+        return f"tied ({row.to_best.low:+.3f} to {row.to_best.high:+.3f})"
+    return f"worse ({row.to_best.low:+.3f} to {row.to_best.high:+.3f})"

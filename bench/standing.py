@@ -1,0 +1,46 @@
+"""How the trials of an experiment stand, from the journal: its leaderboard, and whose result is whose.
+
+In:  an experiment's folder.   Out: a Standing of all that is finished on the latest data.
+Knows nothing of MLflow, nor of how a leaderboard is shown.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.compare import Leaderboard, make_leaderboard
+from bench.journal import list_folders, read_counts, read_result
+from bench.trial import TrialResult
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A leaderboard, and the folder of each trial that is in it."""
+
+    board: Leaderboard
+    folders: dict[str, Path]  # by the result's key
+
+    def list_best(self) -> Iterator[TrialResult]:
+        """The best seed of the setting that leads, then what would be the best without it, and so on."""
+        for row in self.board.rows:
+            yield from sorted(row.results, key=lambda result: -result.metrics["val/miou"])
+
+
+def read_standing(experiment_folder: Path) -> Standing:
+    """Fold and compare what has ended on the data of the latest result: scores on other photos do not compare."""
+    found = [(folder, result) for folder in list_folders(experiment_folder).values() if (result := read_result(folder))]
+    folders = {result.key: folder for folder, result in found}
+    results = _keep_latest_data(found)
+    counts = {result.key: kept for result in results if (kept := read_counts(folders[result.key]))}
+    common = Counter(names for names, _ in counts.values()).most_common(1)
+    alike = {key: counts_NK3 for key, (names, counts_NK3) in counts.items() if names == common[0][0]}
+    return Standing(make_leaderboard(results, alike), folders)
+
+
+def _keep_latest_data(found: list[tuple[Path, TrialResult]]) -> list[TrialResult]:
+    def read_time(pair: tuple[Path, TrialResult]) -> int:
+        return (pair[0] / "result.json").stat().st_mtime_ns
+
+    latest = max(found, key=read_time)[1].data_fingerprint if found else ""
+    return [result for _, result in found if result.data_fingerprint == latest]
