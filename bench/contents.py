@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.description import make_color
+from bench.description import make_color, name_setting
 from bench.journal import History, Line, is_running, read_json
 from bench.trial import TrialResult
 
@@ -27,7 +27,7 @@ FILES = (
 )
 LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
 FAILURE_TAGS = ("failure_kind", "failure_reason", "failure_log")
-VERSION = b"2"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
+VERSION = b"3"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
 
 
 def compute_digest(folder: Path) -> str:
@@ -55,6 +55,7 @@ def name_journal() -> str:
 def list_tags(settings: dict[str, Any]) -> dict[str, str]:
     """What a run is known by from its beginning."""
     return {
+        "setting": name_setting(settings["name"]),  # first: MLflow's list of what to group by shows it at the top
         "execution": settings["execution"],
         "mlflow.runColor": make_color(settings["number"]),
         "mlflow.source.name": "bench run",

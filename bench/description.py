@@ -15,7 +15,7 @@ from bench.trial import TrialResult
 
 # Each starts what is ours of a description: what somebody wrote above it stays.
 RUN_HEADING = "Settings that vary:"
-BOARD_HEADING = "### Leaderboard, kept by `bench`"
+BOARD_HEADING = "Leaderboard, kept by `bench`:"
 NUM_RANKED = 100  # runs below learn no rank: with each new result, those of all below it change
 MAX_NOTE_CHARACTERS = 18_000  # MLflow takes 20,000
 SAME_AS_TRAIN = "train"  # what `val` says where the training photos are validated on, too
@@ -35,6 +35,11 @@ class Photos:
 def name_run(name: str) -> str:
     """The values of what varies: MLflow's lists and legends cut a name off before a second `setting=value`."""
     return " ".join(term.partition("=")[2] for term in name.split())
+
+
+def name_setting(name: str) -> str:
+    """What a trial has in common with its other seeds: grouped by it, MLflow shows means over the seeds."""
+    return " ".join(term for term in name.split() if not term.startswith("seed=")) or "one setting"
 
 
 def make_color(index: int) -> str:
@@ -88,8 +93,10 @@ def list_places(board: Leaderboard) -> dict[str, str]:
 
 
 def format_board_note(board: Leaderboard) -> str:
-    """An experiment's description: the leaderboard, as many rows of it as MLflow takes."""
-    lines = [BOARD_HEADING, "", *format_markdown(board).splitlines()]
+    """An experiment's description: what leads, for MLflow shows the first line alone until it is asked for more;
+    then the leaderboard, as many rows of it as MLflow takes.
+    """
+    lines = [f"{BOARD_HEADING} {_format_lead(board)}", "", *map(_space_out, format_markdown(board).splitlines())]
     num_cut = 0
     while sum(len(line) + 1 for line in lines) > MAX_NOTE_CHARACTERS:
         last_row = max(index for index, line in enumerate(lines) if line.startswith("|"))
@@ -124,6 +131,23 @@ def format_markdown(board: Leaderboard) -> str:
     if board.failed:
         lines.append(f"{len(board.failed)} trials failed.")
     return "\n".join(lines)
+
+
+def _format_lead(board: Leaderboard) -> str:
+    best, *others = board.rows
+    name = ", ".join(f"{setting} = {best.settings[setting]}" for setting in board.varying) or "one setting"
+    line = f"**{name}** leads with val/miou **{best.score.value:.3f}**"
+    if not others:
+        return line
+    verdicts = [row.is_tied for row in others]
+    if None in verdicts:
+        return f"{line}; one seed, so nobody knows whether it is better than the {len(others)} others"
+    return f"{line}; of {len(others)} others {verdicts.count(True)} are tied with it"
+
+
+def _space_out(line: str) -> str:
+    """A table's line with air between its columns: MLflow's pages have none."""
+    return line if line.startswith("| --") else line.replace(" | ", " \u00a0|\u00a0 ")
 
 
 def _format_line(cells: list[str]) -> str:

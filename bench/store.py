@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.claim import hold
 from bench.journal import ROOT
+from bench.view import VIEW
 from catseg.errors import InputError
 
 DEFAULT_STORE = Path("mlflow.db")
@@ -68,9 +69,10 @@ def is_server(uri: str) -> bool:
 
 
 def format_ui_hint(experiment_id: str) -> list[str]:
-    """How to see an experiment: the command, and the page to open: model training, as charts."""
+    """How to see an experiment: the command, and the page to open: model training, as charts, in our own view."""
     uri = find_store_uri()
-    page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    options = f"compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey={VIEW}"
+    page = f"#/experiments/{experiment_id}/runs?{options}"
     if is_server(uri):
         return [f"{uri.rstrip('/')}/{page}"]
     command = "mlflow ui" if uri == _default_uri() else f"mlflow ui --backend-store-uri {uri}"

@@ -36,6 +36,7 @@ from bench.journal import History, read_history, read_result, read_settings
 from bench.standing import Standing
 from bench.store import ARTIFACTS, DEFAULT_STORE, ENVIRONMENT, find_store_uri, lacks_default_store, make_store
 from bench.trial import TrialResult
+from bench.view import VIEW_TAG, format_view, is_kept_by_others
 from catseg.errors import InputError
 
 # An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
@@ -98,6 +99,7 @@ class Tracker:
         run = run or self._make_run(settings, history)
         if run.steps is None:
             self._ask_for_details(run)
+        self._set_tags(run, list_tags(settings))  # those that earlier versions did not know
         self._send_facts(run, settings, history)
         self._set_note(run, format_run_note(settings, result))
         self._send_epochs(run, history, result)
@@ -119,13 +121,16 @@ class Tracker:
                 self._client.set_terminated(run.run_id, "KILLED")
 
     def show_standing(self, standing: Standing, with_ranks: bool) -> Iterator[str]:
-        """The leaderboard as the experiment's description, the best run tagged; yields what was looked at.
+        """The leaderboard as the experiment's description, a view, the best run tagged; yields what was looked at.
 
         `with_ranks`: each run learns its rank too, which with every result changes for many.
         """
+        tags = self._client.get_experiment(self.experiment_id).tags
+        view = format_view(standing.list_varying())
+        if tags.get(VIEW_TAG) != view and not is_kept_by_others(tags.get(VIEW_TAG, "")):
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
         if not standing.board.rows:
             return
-        tags = self._client.get_experiment(self.experiment_id).tags
         note = join_note(tags.get(NOTE, ""), format_board_note(standing.board))
         if tags.get(NOTE) != note:
             self._client.set_experiment_tag(self.experiment_id, NOTE, note)
