@@ -27,7 +27,7 @@ FILES = (
 )
 LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
 FAILURE_TAGS = ("failure_kind", "failure_reason", "failure_log")
-VERSION = b"3"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
+VERSION = b"2"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
 
 
 def compute_digest(folder: Path) -> str:

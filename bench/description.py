@@ -39,7 +39,7 @@ def name_run(name: str) -> str:
 
 def name_setting(name: str) -> str:
     """What a trial has in common with its other seeds: grouped by it, MLflow shows means over the seeds."""
-    return " ".join(term for term in name.split() if not term.startswith("seed=")) or "one setting"
+    return name_run(" ".join(term for term in name.split() if not term.startswith("seed="))) or "one setting"
 
 
 def make_color(index: int) -> str:
@@ -142,7 +142,7 @@ def _format_lead(board: Leaderboard) -> str:
     verdicts = [row.is_tied for row in others]
     if None in verdicts:
         return f"{line}; one seed, so nobody knows whether it is better than the {len(others)} others"
-    return f"{line}; of {len(others)} others {verdicts.count(True)} are tied with it"
+    return f"{line}; tied with it: {verdicts.count(True)} of {len(others)} others"
 
 
 def _space_out(line: str) -> str:

@@ -70,7 +70,7 @@ def _list_charts(settings: list[str]) -> list[dict[str, Any]]:
         "selectedMetrics": ["val/best_miou"],
         "showAllRuns": True,
     }
-    charts = [
+    charts: list[dict[str, Any]] = [
         *([parallel] if settings else []),
         {"type": "BAR", "metricSectionId": "settings", "metricKey": "val/best_miou", "displayName": "val/best_miou"},
         {
@@ -87,7 +87,7 @@ def _list_charts(settings: list[str]) -> list[dict[str, Any]]:
                 "metricSectionId": "overlays",
                 "imageKeys": [f"overlays/{number:02d}"],
                 "step": 0,
-                "showRunParams": True,
+                "showRunParams": False,  # the line of settings would make each picture as wide as the page
             }
             for number in range(1, NUM_SHOWN + 1)
         ),

@@ -12,7 +12,7 @@ import pytest
 
 from bench import journal
 from bench.claim import make_experiment_folder, remove_old_checkpoints, start_over, take
-from bench.journal import list_folders, read_history, read_result, read_settings
+from bench.journal import list_folders, read_counts, read_history, read_result, read_settings
 from bench.trial import (
     LATER_SETTINGS,
     Checkpoint,
@@ -156,6 +156,16 @@ def test_every_event_is_a_line_and_its_files_stand_beside_it(begin):
     assert [path.read_bytes() for path in sorted((folder / "overlays").iterdir())] == [b"one", b"two"]
     counts = json.loads((folder / "per_photo.json").read_text())["counts_per_class"]
     assert counts == {"tom": [[1, 2, 3]], "kitty": [[4, 5, 6]]}
+    names, counts_NK3 = read_counts(folder)
+    assert names == ("tom", "kitty")
+    assert counts_NK3.tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", '{"counts_per_class": [1]}', '{"counts_per_class": {"tom": [[1]]}}'])
+def test_counts_that_are_not_there_or_not_whole_are_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "per_photo.json").write_text(content)
+    assert read_counts(tmp_path) is None
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
