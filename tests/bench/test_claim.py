@@ -161,7 +161,9 @@ def test_every_event_is_a_line_and_its_files_stand_beside_it(begin):
     assert counts_NK3.tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", '{"counts_per_class": [1]}', '{"counts_per_class": {"tom": [[1]]}}'])
+@pytest.mark.parametrize(
+    "content", [None, "", "[1]", '{"counts_per_class": [1]}', '{"counts_per_class": {"tom": [[1]]}}']
+)
 def test_counts_that_are_not_there_or_not_whole_are_none(tmp_path, content):
     if content is not None:
         (tmp_path / "per_photo.json").write_text(content)

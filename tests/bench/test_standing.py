@@ -21,7 +21,7 @@ NOTE = "mlflow.note.content"
 def open_store():
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    return MlflowClient(tracking_uri=f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps one store for each name
 
 
 def read_experiment():
@@ -91,7 +91,7 @@ def test_a_second_sync_leaves_descriptions_tags_and_inputs_as_they_are(finished_
     before = look()
     assert sync() == [False] * 3
     assert look() == before
-    assert "| 0.03 " in before[0][NOTE]
+    assert sum(line.startswith("|") for line in before[0][NOTE].splitlines()) == 2 + 2
 
 
 def test_one_run_is_the_best_and_another_when_another_wins(finished_copy):
