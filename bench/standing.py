@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import SEED, Leaderboard, make_leaderboard
+from bench.compare import Leaderboard, make_leaderboard
 from bench.journal import list_folders, read_counts, read_result
 from bench.trial import TrialResult
 
@@ -22,9 +22,10 @@ class Standing:
     folders: dict[str, Path]  # by the result's key
 
     def list_varying(self) -> list[str]:
-        """The settings in which trials differ, the seed among them."""
-        has_seeds = len({seed for row in self.board.rows for seed in row.seeds}) > 1
-        return [*self.board.varying, *([SEED] if has_seeds else [])]
+        """The settings in which trials differ, failed ones too, the seed among them."""
+        results = [*self.board.failed, *(result for row in self.board.rows for result in row.results)]
+        names = results[0].settings if results else ()
+        return [name for name in names if len({str(result.settings[name]) for result in results}) > 1]
 
     def list_best(self) -> Iterator[TrialResult]:
         """The best seed of the setting that leads, then what would be the best without it, and so on."""
