@@ -174,11 +174,12 @@ class Tracker:
             settings = read_settings(standing.folders[result.key])
             winner = self._find_run(settings["execution"]) if settings else None
             if winner and not winner.is_deleted:
-                for run in self._find_tagged(BEST):
-                    if run.info.run_id != winner.run_id:
-                        self._client.delete_tag(run.info.run_id, BEST)
-                        self._runs.pop(run.data.tags.get("execution", ""), None)  # ask again
-                self._set_tags(winner, {BEST: "true"})
+                tagged = [run.info.run_id for run in self._find_tagged(BEST)]
+                for run_id in tagged:
+                    if run_id != winner.run_id:
+                        self._client.delete_tag(run_id, BEST)
+                if winner.run_id not in tagged:
+                    self._client.set_tag(winner.run_id, BEST, "true")
                 return
 
     def _find_tagged(self, tag: str) -> list[Any]:
