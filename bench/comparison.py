@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal
-from bench.compare import Leaderboard, make_leaderboard
+from bench.compare import Leaderboard
 from bench.definitions import average, list_definitions, make_definitions_table
 from bench.scoring import format_busy, format_winner, score_winner
+from bench.standing import read_standing
 from bench.table import format_csv, format_json, format_markdown, print_effects, print_leaderboard
 from bench.terminal import make_console
-from bench.trial import TrialResult
 from catseg.errors import InputError
 from catseg.files import save_bytes
 
@@ -32,17 +32,15 @@ def compare(name: str | None, files: Mapping[str, Path], definitions: bool = Fal
     """
     console = make_console()
     folder = _choose_experiment(name)
-    results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
-    if not results:
+    standing = read_standing(folder)
+    board = standing.board
+    if not standing.num_trials:
         raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
-    latest = _find_latest_data(folder, results)
-    shown = [result for result in results if result.data_fingerprint == latest]
-    board = make_leaderboard(shown, journal.gather_counts(folder, shown))
     _write_files(board, files)
     if not any(str(file) == STANDARD_OUTPUT for file in files.values()):
-        console.print(f"{folder.name}: {len(shown)} trials on data {latest}", markup=False)
-        if len(shown) < len(results):
-            console.print(f"{len(results) - len(shown)} on other data are left out: their scores do not compare.")
+        console.print(f"{folder.name}: {standing.num_trials} trials on data {standing.data_fingerprint}", markup=False)
+        if standing.num_others:
+            console.print(f"{standing.num_others} on other data are left out: their scores do not compare.")
         print_leaderboard(console, board)
         print_effects(console, board)
         if definitions:
@@ -95,9 +93,3 @@ def _choose_experiment(name: str | None) -> Path:
     if not chosen:
         raise InputError(f"{name}: no such experiment here; there are {names}")
     return chosen[0]
-
-
-def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
-    """The data of the result that was committed last."""
-    folders = journal.list_folders(folder)
-    return max(results, key=lambda result: (folders[result.key] / "result.json").stat().st_mtime_ns).data_fingerprint

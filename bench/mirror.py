@@ -19,11 +19,14 @@ from typing import IO
 from bench.claim import hold
 from bench.journal import list_folders, list_superseded
 from bench.processes import start_process
+from bench.standing import read_standing
 from bench.tracking import Tracker
 
 LOCK = "mirror.lock"
 NICENESS = 19  # the idle moments of two busy cores are enough for it; at 10 it made a first trial a tenth longer
 END_SECONDS = 10.0  # for a killed process to be gone
+STANDING_SECONDS, STANDING_SHARE = 5.0, 0.1  # between two leaderboards at least, and of the time at most
+MAX_LIVE = 1000  # trials: of more, there is a leaderboard at the end only
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 2.0, 60.0  # between two tries to reach a store that did not answer
 
 
@@ -43,6 +46,7 @@ class Mirror:
     def __init__(self, experiment_folder: Path) -> None:
         self._process, self._connection = start_process("mirror", _serve, experiment_folder)
         self._changed: set[Path] = set()
+        self._is_last = False  # what changed is the last that will, and it was not told yet
         self._is_gone = False
         self._heard = time.monotonic()
         self.status = Status(num_left=1, is_waiting=False)  # it begins with what earlier sessions left
@@ -63,9 +67,11 @@ class Mirror:
             while self._connection.poll():
                 self.status = self._connection.recv()
                 self._heard = time.monotonic()
-            if self._changed and self.status.is_waiting:
-                self._send(self._changed)
-                self._changed = set()
+            if (self._changed or self._is_last) and self.status.is_waiting:
+                num_left = self.status.num_left + len(self._changed)
+                self._connection.send((self._changed, self._is_last))
+                self.status = Status(num_left, False, "", self.status.experiment_id)
+                self._changed, self._is_last = set(), False
         except (EOFError, OSError):
             self._is_gone = True
             problem = "the process that sends to it died"
@@ -74,17 +80,17 @@ class Mirror:
     def drain(self, patience_seconds: float) -> Iterator[int]:
         """Wait until MLflow has everything, it cannot be reached, or nothing was heard for so long.
 
-        Yields how many folders are left, several times a second.
+        Nothing will change after this: runs learn their ranks. Yields how many folders are left,
+        several times a second.
         """
         self._heard = time.monotonic()
-        self.pump()
-        if self.status.problem and self.status.is_waiting and not self._is_gone:
-            with suppress(OSError):
-                self._send(set())  # do not sit out the pause: try once more now
+        self._is_last = True
+        self.pump()  # where it sits out a pause, it tries once more now
         while not self._is_gone:
             self._connection.poll(0.1)
             self.pump()
-            if self.status.is_waiting and (self.status.problem or not self.status.num_left) and not self._changed:
+            is_done = self.status.problem or not self.status.num_left
+            if self.status.is_waiting and is_done and not (self._changed or self._is_last):
                 return
             if time.monotonic() - self._heard > patience_seconds:
                 problem = self.status.problem or f"no answer for {patience_seconds:.0f} s"
@@ -98,10 +104,6 @@ class Mirror:
         self._process.join(END_SECONDS)
         self._connection.close()
 
-    def _send(self, folders: set[Path]) -> None:
-        self._connection.send(folders)
-        self.status = Status(self.status.num_left + len(folders), False, "", self.status.experiment_id)
-
 
 def sync_all(experiment_folder: Path) -> Iterator[tuple[int, int, bool]]:
     """Mirror every folder of an experiment, alone: (number, of how many, whether anything was missing)."""
@@ -113,6 +115,8 @@ def sync_all(experiment_folder: Path) -> Iterator[tuple[int, int, bool]]:
         for number, folder in enumerate(folders, 1):
             yield number, len(folders), tracker.mirror(folder)
         tracker.close_orphans(folders)
+        for _ in tracker.show_standing(read_standing(experiment_folder), with_ranks=True):
+            pass
 
 
 def list_all_folders(experiment_folder: Path) -> list[Path]:
@@ -140,6 +144,7 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
     left = dict.fromkeys(list_all_folders(experiment_folder))  # in order, each once
     tracker: Tracker | None = None
     pause, problem, experiment_id, signature = 0.0, "", "", uuid.uuid4().bytes
+    is_last, standing = False, _StandingSender(experiment_folder)
     while True:
         try:
             with hold(experiment_folder / LOCK) as file:
@@ -154,6 +159,8 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
                     tracker.forget()
                 _sign(file, signature)
                 _send_left(link, tracker, left)
+                standing.send(link, tracker, is_last)
+                is_last = False
             pause, problem = 0.0, ""
         except _DriverGone:
             raise
@@ -162,11 +169,43 @@ def _follow(link: Connection, experiment_folder: Path) -> None:
             pause = min(MAX_PAUSE_SECONDS, max(MIN_PAUSE_SECONDS, 2 * pause))
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         _tell(link, Status(len(left), True, problem, experiment_id))
-        if link.poll(pause if left else None):
+        if link.poll(pause if problem else standing.seconds_left):
             try:
-                left |= dict.fromkeys(sorted(link.recv()))
+                changed, ends = link.recv()
             except (EOFError, OSError):
                 raise _DriverGone from None
+            is_last |= ends
+            left |= dict.fromkeys(sorted(changed))
+
+
+class _StandingSender:
+    """The leaderboard, sent when results came in: seldom while the trials run, and whole at the end."""
+
+    def __init__(self, experiment_folder: Path) -> None:
+        self._folder = experiment_folder
+        self._num_known = 0  # results that were sent before
+        self._is_stale = False
+        self._due = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until it is to be sent; None: before it is, something else will happen."""
+        if not self._is_stale or len(list_folders(self._folder)) > MAX_LIVE:
+            return None
+        return max(0.0, self._due - time.monotonic())
+
+    def send(self, link: Connection, tracker: Tracker, is_last: bool) -> None:
+        """Send what is due. At the end every run learns its rank, too."""
+        self._is_stale |= tracker.num_ended != self._num_known
+        self._num_known = tracker.num_ended
+        if not is_last and self.seconds_left != 0:
+            return
+        start = time.monotonic()
+        for _ in tracker.show_standing(read_standing(self._folder), with_ranks=is_last):
+            _tell(link, Status(0, False, "", tracker.experiment_id))
+        now = time.monotonic()
+        self._due = now + max(STANDING_SECONDS, (now - start) * (1 / STANDING_SHARE - 1))
+        self._is_stale = False
 
 
 def _send_left(link: Connection, tracker: Tracker, left: dict[Path, None]) -> None:

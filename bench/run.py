@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.environment import describe_environment
+from bench.environment import compute_load, describe_environment, read_usage
 from bench.trial import (
     CHECKPOINT_EVERY_SECONDS,
     Checkpoint,
@@ -112,11 +112,15 @@ def _train(
         step=len(training.losses),
     )
     last_checkpoint = time.monotonic()
+    before = read_usage()
     for event in advance(training, train_set, val_set):
         if not isinstance(event, Epoch):
             yield StepDone()
         else:
-            yield EpochDone(event.number, _name_metrics(event), event.train_seconds, event.val_seconds)
+            now = read_usage()
+            system = compute_load(before, now)
+            before = now
+            yield EpochDone(event.number, _name_metrics(event), event.train_seconds, event.val_seconds, system)
             if event.number == 1:
                 yield Overlays("first", 1, _draw_panels(training.model, val_set, config, device))
             epoch_seconds = event.train_seconds + event.val_seconds  # after the next one it might be too late
@@ -146,6 +150,7 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
     }
     card = ModelCard(trial.unet, task.classes, trial.train.image_size, training.epoch)
     yield Weights("last", training.epoch, dump_model(model, card))
+    yield Overlays("last", training.epoch, _draw_panels(model, val_set, trial.train, training.device))
     model.load_state_dict(best.weights)
     card = ModelCard(trial.unet, task.classes, trial.train.image_size, best.epoch.number)
     yield Weights("best", best.epoch.number, dump_model(model, card))

@@ -1,18 +1,27 @@
-"""Where MLflow keeps its runs, and how to look at them.
+"""Where MLflow keeps its runs: made whole, found again, looked at.
 
 In:  MLFLOW_TRACKING_URI, or nothing.   Out: the store's address, links and commands that show it.
 Knows nothing of what is in it.
 """
 
 import os
+import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from bench.claim import hold
+from bench.journal import ROOT
+from bench.view import VIEW
 from catseg.errors import InputError
 
 DEFAULT_STORE = Path("mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
 UI_PORT = 5000
+MAKING = ".mlflow-"  # where a new store is made, until it is whole
 
 # Set before mlflow is imported; whatever the user has set stands.
 ENVIRONMENT = {
@@ -34,15 +43,36 @@ def lacks_default_store() -> bool:
     return find_store_uri() == _default_uri() and not DEFAULT_STORE.is_file()
 
 
+def make_store(make_client: Callable[..., Any]) -> None:
+    """Create MLflow's own default database whole or not at all; `make_client` is MLflow's.
+
+    Two processes that migrate one new file at once break it for good, and so does a kill in the
+    middle. So it is made aside and linked into place; who comes second uses the first one's.
+    """
+    path = DEFAULT_STORE.resolve()
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with hold(ROOT.with_name("store.lock")):
+        for leftover in path.parent.glob(f"{MAKING}*"):  # a kill's
+            shutil.rmtree(leftover, ignore_errors=True)
+        if path.exists():
+            return
+        with TemporaryDirectory(dir=path.parent, prefix=MAKING) as folder:
+            fresh = Path(folder) / path.name
+            make_client(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+            with suppress(FileExistsError):  # MLflow's own pages were faster
+                path.hardlink_to(fresh)
+
+
 def is_server(uri: str) -> bool:
     """Whether a store is somebody's server, not a file."""
     return uri.startswith(("http://", "https://"))
 
 
 def format_ui_hint(experiment_id: str) -> list[str]:
-    """How to see an experiment: the command, and the page to open: model training, as charts."""
+    """How to see an experiment: the command, and the page to open: model training, as charts, in our own view."""
     uri = find_store_uri()
-    page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    options = f"compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey={VIEW}"
+    page = f"#/experiments/{experiment_id}/runs?{options}"
     if is_server(uri):
         return [f"{uri.rstrip('/')}/{page}"]
     command = "mlflow ui" if uri == _default_uri() else f"mlflow ui --backend-store-uri {uri}"

@@ -5,15 +5,13 @@ Knows nothing of how a trial runs, nor of who waits for it. Every call may fail,
 server likes; done again it does what is missing, and nothing twice.
 """
 
-import colorsys
 import hashlib
+import json
 import logging
 import os
-import platform
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,30 +19,34 @@ from typing import Any
 
 from PIL import Image
 
-from bench.claim import hold
-from bench.journal import ROOT, History, is_running, read_history, read_json, read_result, read_settings
-from bench.store import ARTIFACTS, DEFAULT_STORE, ENVIRONMENT, find_store_uri, lacks_default_store
+from bench.contents import (
+    FAILURE_TAGS,
+    compute_digest,
+    list_epochs,
+    list_failure_tags,
+    list_files,
+    list_last_metrics,
+    list_pictures,
+    list_tags,
+    name_journal,
+    tell_status,
+)
+from bench.description import describe_data, format_board_note, format_run_note, join_note, list_places, name_run
+from bench.journal import History, read_history, read_result, read_settings
+from bench.standing import Standing
+from bench.store import ARTIFACTS, DEFAULT_STORE, ENVIRONMENT, find_store_uri, lacks_default_store, make_store
 from bench.trial import TrialResult
+from bench.view import VIEW_TAG, format_view, is_kept_by_others
 from catseg.errors import InputError
 
-# The image grid opens at step 0 and shows a run only where it has an image: the same steps for
-# all runs, whatever their best epochs, and the best model's pictures first.
-OVERLAY_STEPS = {"best": 0, "first": 1}
 # An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
 THUMBNAIL_NAME = re.compile(r"overlays\W(\d+)\Wstep\W(\d+)\W.*\.webp")
 
-# What a run keeps of a trial's folder, and in which folder of its own.
-FILES = (
-    ("settings.json", None),
-    ("per_photo.json", None),
-    ("best.safetensors", "checkpoints"),
-    ("last.safetensors", "checkpoints"),
-)
-MAKING = ".mlflow-"  # where a new store is made, until it is whole
 EPOCHS_PER_CALL = 25  # a server takes at most 1000 metrics in one
-LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
-FAILURE_TAGS = ("failure_kind", "failure_reason", "failure_log")
 MIRRORED = "mirrored"  # a tag that says which result a run has in full
+NOTE = "mlflow.note.content"  # the description of a run or an experiment
+BEST, REPORT = "best", "report"  # tags of the one run that is the best, and of the one that has the report
+REPORT_FILE = "report.html"
 
 
 @dataclass
@@ -56,6 +58,7 @@ class _Run:
     tags: dict[str, str]
     is_deleted: bool
     has_params: bool
+    has_data: bool  # the photos that it learns from and is measured on
     steps: set[int] | None = None  # the epochs it has; None: not asked yet
     images: set[tuple[str, int]] = field(default_factory=set)  # number and step
 
@@ -68,6 +71,7 @@ class Tracker:
         self.experiment_id = _find_or_make_experiment(self._client, experiment_folder.name)
         self._runs: dict[str, _Run] = {}  # by execution, as far as they were asked for
         self._num_changes = 0
+        self.num_ended = 0  # results that were sent
 
     def look_through(self) -> None:
         """Ask for all runs at once: faster than one by one for who is about to mirror many folders."""
@@ -82,23 +86,22 @@ class Tracker:
         settings = read_settings(folder)
         if settings is None:
             return False
-        digest = _compute_digest(folder)
-        execution = settings["execution"]
-        if execution not in self._runs:
-            self._runs |= self._find_runs(f"tags.execution = '{execution}'")
-        run = self._runs.get(execution)
+        digest = compute_digest(folder)
+        run = self._find_run(settings["execution"])
         if run is not None and (run.is_deleted or (digest and run.tags.get(MIRRORED) == digest)):
             return False  # what somebody deleted in MLflow stays deleted
         result = read_result(folder)  # first: the history of a trial with a result is all of it
         history = read_history(folder)
-        status = _tell_status(folder, result)
+        status = tell_status(folder, result)
         if run is None and status == "KILLED" and not history.num_durable:
             return False  # it left nothing that counts
         num_changes = self._num_changes
         run = run or self._make_run(settings, history)
         if run.steps is None:
             self._ask_for_details(run)
+        self._set_tags(run, list_tags(settings))  # those that earlier versions did not know
         self._send_facts(run, settings, history)
+        self._set_note(run, format_run_note(settings, result))
         self._send_epochs(run, history, result)
         self._send_overlays(run, folder, history)
         if result is not None:
@@ -106,15 +109,86 @@ class Tracker:
         self._set_status(run, status, history)
         if digest:
             self._set_tags(run, {MIRRORED: digest})
+            self.num_ended += 1
         return self._num_changes > num_changes
 
     def close_orphans(self, folders: list[Path]) -> None:
         """Runs of this journal that say RUNNING and whose folder is no more: they were killed."""
         there = {settings["execution"] for settings in map(read_settings, folders) if settings}
-        ours = f"attributes.status = 'RUNNING' and tags.journal = '{_name_journal()}'"
+        ours = f"attributes.status = 'RUNNING' and tags.journal = '{name_journal()}'"
         for execution, run in self._find_runs(ours).items():
             if execution not in there and not run.is_deleted:
                 self._client.set_terminated(run.run_id, "KILLED")
+
+    def show_standing(self, standing: Standing, with_ranks: bool) -> Iterator[str]:
+        """The leaderboard as the experiment's description, a view, the best run tagged; yields what was looked at.
+
+        `with_ranks`: each run learns its rank too, which with every result changes for many.
+        """
+        tags = self._client.get_experiment(self.experiment_id).tags
+        view = format_view(standing.list_varying())
+        if tags.get(VIEW_TAG) != view and not is_kept_by_others(tags.get(VIEW_TAG, "")):
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
+        if not standing.board.rows:
+            return
+        note = join_note(tags.get(NOTE, ""), format_board_note(standing.board))
+        if tags.get(NOTE) != note:
+            self._client.set_experiment_tag(self.experiment_id, NOTE, note)
+        yield self.experiment_id
+        if with_ranks:
+            self.look_through()
+            places = list_places(standing.board)
+            for row in standing.board.rows:
+                for result in row.results:
+                    settings = read_settings(standing.folders[result.key])
+                    run = self._find_run(settings["execution"]) if settings else None
+                    if settings and run and not run.is_deleted:
+                        self._set_note(run, format_run_note(settings, result, places.get(result.key, "")))
+                        yield run.run_id
+        self._tag_best(standing)
+
+    def log_report(self, page: Path) -> bool:
+        """Put an HTML page beside the best run's files, in the place of an earlier one, whosever it was.
+
+        False: no run is the best yet.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        content = page.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        best = self._find_tagged(BEST)
+        for run in self._find_tagged(REPORT):
+            if not best or run.info.run_id != best[0].info.run_id:
+                get_artifact_repository(run.info.artifact_uri, find_store_uri()).delete_artifacts(REPORT_FILE)
+                self._client.delete_tag(run.info.run_id, REPORT)
+        if best and best[0].data.tags.get(REPORT) != digest:
+            with TemporaryDirectory() as folder:
+                (Path(folder) / REPORT_FILE).write_bytes(content)
+                self._client.log_artifact(best[0].info.run_id, str(Path(folder) / REPORT_FILE))
+            self._client.set_tag(best[0].info.run_id, REPORT, digest)
+        return bool(best)
+
+    def _tag_best(self, standing: Standing) -> None:
+        """Of the runs that nobody deleted; at no moment two have the tag."""
+        for result in standing.list_best():
+            settings = read_settings(standing.folders[result.key])
+            winner = self._find_run(settings["execution"]) if settings else None
+            if winner and not winner.is_deleted:
+                tagged = [run.info.run_id for run in self._find_tagged(BEST)]
+                for run_id in tagged:
+                    if run_id != winner.run_id:
+                        self._client.delete_tag(run_id, BEST)
+                if winner.run_id not in tagged:
+                    self._client.set_tag(winner.run_id, BEST, "true")
+                return
+
+    def _find_tagged(self, tag: str) -> list[Any]:
+        return list(self._client.search_runs([self.experiment_id], f"tags.{tag} LIKE '%'"))
+
+    def _find_run(self, execution: str) -> _Run | None:
+        if execution not in self._runs:
+            self._runs |= self._find_runs(f"tags.execution = '{execution}'")
+        return self._runs.get(execution)
 
     def _find_runs(self, which: str) -> dict[str, _Run]:
         """Runs by execution. A request that was given up may have been granted: of two runs the first one stays."""
@@ -141,6 +215,7 @@ class Tracker:
                     dict(found.data.tags),
                     found.info.lifecycle_stage == "deleted",
                     bool(found.data.params),
+                    bool(found.inputs and found.inputs.dataset_inputs),
                 )
                 before = runs.get(execution)
                 if before is None or before.is_deleted:
@@ -152,23 +227,15 @@ class Tracker:
                 return runs
 
     def _make_run(self, settings: dict[str, Any], history: History) -> _Run:
-        tags = {
-            "execution": settings["execution"],
-            "mlflow.note.content": f"Settings that vary: {settings['name']}",
-            "mlflow.runColor": _make_color(settings["number"]),
-            "mlflow.source.name": "bench run",
-            "trial_key": settings["key"],
-            "journal": _name_journal(),
-            "grid": settings["grid"],
-        } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
+        tags = list_tags(settings)
         made = self._change(
             self._client.create_run,
             self.experiment_id,
             start_time=history.begun_ms,
             tags=tags,
-            run_name=_name_run(settings["name"]),
+            run_name=name_run(settings["name"]),
         )
-        run = _Run(made.info.run_id, "RUNNING", tags, is_deleted=False, has_params=False, steps=set())
+        run = _Run(made.info.run_id, "RUNNING", tags, is_deleted=False, has_params=False, has_data=False, steps=set())
         self._runs[settings["execution"]] = run
         return run
 
@@ -190,6 +257,9 @@ class Tracker:
             params = [Param(name, str(value)) for name, value in varying_first]
             self._change(self._client.log_batch, run.run_id, params=params, synchronous=True)
             run.has_params = True
+        if not run.has_data:
+            self._change(self._client.log_inputs, run.run_id, _make_inputs(settings["data"]))
+            run.has_data = True
         if history.started is not None:
             facts = {name: history.started[name] for name in ("device", "precision")} | history.started["environment"]
             self._set_tags(run, facts)  # no metric yet: val/miou must be the first
@@ -197,42 +267,29 @@ class Tracker:
     def _send_epochs(self, run: _Run, history: History, result: TrialResult | None) -> None:
         """Those that no kill takes back, each with the time at which it was; all, once nothing will go on from them."""
         assert run.steps is not None
-        is_final = result is not None and (result.status == "finished" or not history.num_durable)
-        epochs = [line for line in history.epochs if is_final or line["epoch"] <= history.num_durable]
+        epochs = list_epochs(history, result)
         missing = [line for line in epochs if line["epoch"] not in run.steps]
         for start in range(0, len(missing), EPOCHS_PER_CALL):
             lines = missing[start : start + EPOCHS_PER_CALL]
-            self._send_metrics(run, [(line["metrics"], line["epoch"], line["time_ms"]) for line in lines])
+            points = [(line["metrics"] | line.get("system", {}), line["epoch"], line["time_ms"]) for line in lines]
+            self._send_metrics(run, points)
             run.steps |= {line["epoch"] for line in lines}
 
     def _send_overlays(self, run: _Run, folder: Path, history: History) -> None:
-        for line in history.overlays:
-            for number in range(1, line["num_photos"] + 1):
-                name, step = f"{number:02d}", OVERLAY_STEPS[line["which"]]
-                path = folder / "overlays" / f"{name}-{line['which']}.png"
-                if (name, step) in run.images or not path.is_file():
-                    continue
+        for name, step, path in list_pictures(folder, history):
+            if (name, step) not in run.images:
                 with Image.open(path) as image:
                     key = f"overlays/{name}"
                     self._change(self._client.log_image, run.run_id, image, key=key, step=step, synchronous=True)
                 run.images.add((name, step))
 
     def _send_result(self, run: _Run, folder: Path, history: History, result: TrialResult) -> None:
-        ended_ms = history.ended_ms or 0
-        if result.status == "finished":
-            costs = {name: value for name, value in result.metrics.items() if name.startswith("cost/")}
-            best = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
-            self._send_metrics(run, [(best | costs, 0, ended_ms)])
-        else:
-            log = history.failures[-1]["log"] if history.failures else ""
-            reasons = (result.failure or "", result.reason, log[-LOG_CHARACTERS:])
-            self._set_tags(run, dict(zip(FAILURE_TAGS, reasons, strict=True)))
-        test = read_json(folder / "test.json")
-        if test is not None:
-            self._send_metrics(run, [(test["metrics"], 0, ended_ms)])
-        for name, artifact_path in FILES:
-            if (folder / name).is_file():
-                self._change(self._client.log_artifact, run.run_id, str(folder / name), artifact_path)
+        metrics = list_last_metrics(folder, result)
+        if metrics:
+            self._send_metrics(run, [(metrics, 0, history.ended_ms or 0)])
+        self._set_tags(run, list_failure_tags(history, result))
+        for path, place in list_files(folder):
+            self._change(self._client.log_artifact, run.run_id, str(path), place)
 
     def _set_status(self, run: _Run, status: str, history: History) -> None:
         if status != "FAILED":
@@ -251,6 +308,9 @@ class Tracker:
         """Make a request that changes a run, and count it."""
         self._num_changes += 1
         return request(*arguments, **options)
+
+    def _set_note(self, run: _Run, note: str) -> None:
+        self._set_tags(run, {NOTE: join_note(run.tags.get(NOTE, ""), note)})
 
     def _set_tags(self, run: _Run, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -283,20 +343,17 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def _compute_digest(folder: Path) -> str:
-    """Of a trial's last word, or "" while there is none."""
-    try:
-        content = (folder / "result.json").read_bytes()
-    except OSError:
-        return ""
-    test = folder / "test.json"
-    return hashlib.sha256(content + (test.read_bytes() if test.is_file() else b"")).hexdigest()[:16]
+def _make_inputs(data: dict[str, Any]) -> list[Any]:
+    """The photos as inputs of a run: what MLflow's column of datasets shows. No photo is read."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-
-def _tell_status(folder: Path, result: TrialResult | None) -> str:
-    if result is not None:
-        return "FINISHED" if result.status == "finished" else "FAILED"
-    return "RUNNING" if is_running(folder) else "KILLED"
+    return [
+        DatasetInput(
+            Dataset(photos.name, photos.digest, "local", json.dumps({"uri": photos.source}), profile=photos.profile),
+            [InputTag("mlflow.data.context", photos.context)],
+        )
+        for photos in describe_data(data)
+    ]
 
 
 def _connect() -> Any:
@@ -308,27 +365,8 @@ def _connect() -> Any:
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.ERROR)
     if lacks_default_store():
-        _make_store(DEFAULT_STORE.resolve(), MlflowClient)
+        make_store(MlflowClient)
     return MlflowClient(tracking_uri=find_store_uri())
-
-
-def _make_store(path: Path, make_client: Callable[..., Any]) -> None:
-    """Create MLflow's database whole or not at all.
-
-    Two processes that migrate one new file at once break it for good, and so does a kill in the
-    middle. So it is made aside and linked into place; who comes second uses the first one's.
-    """
-    ROOT.mkdir(parents=True, exist_ok=True)
-    with hold(ROOT.with_name("store.lock")):
-        for leftover in path.parent.glob(f"{MAKING}*"):  # a kill's
-            shutil.rmtree(leftover, ignore_errors=True)
-        if path.exists():
-            return
-        with TemporaryDirectory(dir=path.parent, prefix=MAKING) as folder:
-            fresh = Path(folder) / path.name
-            make_client(tracking_uri=f"sqlite:///{fresh}").search_experiments()
-            with suppress(FileExistsError):  # MLflow's own pages were faster
-                path.hardlink_to(fresh)
 
 
 def _find_or_make_experiment(client: Any, name: str) -> str:
@@ -341,19 +379,3 @@ def _find_or_make_experiment(client: Any, name: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise RuntimeError(f"experiment {name} was deleted in MLflow; restore it there or rename it in the file")
     return str(experiment.experiment_id)
-
-
-def _name_journal() -> str:
-    """Which journal runs belong to: several machines may mirror into one server."""
-    return f"{platform.node()}:{Path.cwd()}".replace("'", "")
-
-
-def _name_run(name: str) -> str:
-    """The values of what varies: MLflow's lists and legends cut a name off before a second `setting=value`."""
-    return " ".join(term.partition("=")[2] for term in name.split())
-
-
-def _make_color(index: int) -> str:
-    """Colours far apart for runs side by side: MLflow's own repeat themselves."""
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.55 + 0.3 * (index % 3) / 2)
-    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

@@ -94,6 +94,7 @@ class EpochDone:
     metrics: dict[str, float]  # by their one name, split first; val/miou leads
     train_seconds: float
     val_seconds: float
+    system: dict[str, float] = field(default_factory=dict)  # what the worker used of its machine meanwhile
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Weights:
 class Overlays:
     """The same validation photos in every trial: photo | truth over prediction | errors."""
 
-    which: Literal["first", "best"]  # after the first epoch, or by the best model
+    which: Literal["first", "last", "best"]  # after the first or the last epoch, or by the best model
     epoch: int
     png: tuple[bytes, ...]
 

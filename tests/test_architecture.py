@@ -81,9 +81,14 @@ ALLOWED = {
     "bench.counts": {"numpy"},
     "bench.journal": {"numpy", "bench.counts", "bench.trial"},
     "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
-    "bench.store": {"catseg.errors"},
-    "bench.tracking": {"mlflow", "PIL", "bench.claim", "bench.journal", "bench.store", "bench.trial", "catseg.errors"},
-    "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
+    "bench.view": set(),
+    "bench.store": {"bench.claim", "bench.journal", "bench.view", "catseg.errors"},
+    "bench.contents": {"bench.description", "bench.journal", "bench.trial"},
+    "bench.description": {"bench.compare", "bench.table", "bench.trial"},
+    "bench.standing": {"bench.compare", "bench.journal", "bench.trial"},
+    "bench.tracking": {"mlflow", "PIL", "bench.contents", "bench.description", "bench.journal"}
+    | {"bench.standing", "bench.store", "bench.trial", "bench.view", "catseg.errors"},
+    "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.standing", "bench.tracking"},
     "bench.statistics": {"numpy", "scipy"},
     "bench.compare": {"numpy", "bench.environment", "bench.statistics", "bench.trial"},
     "bench.scoring": {"numpy", "bench.claim", "bench.compare", "bench.counts", "bench.journal", "bench.run"}
@@ -101,7 +106,7 @@ ALLOWED = {
     | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.scoring", "bench.stops", "bench.store"}
     | {"bench.table", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
     "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.scoring", "bench.table"}
-    | {"bench.terminal", "bench.trial", "catseg.errors", "catseg.files"},
+    | {"bench.standing", "bench.terminal", "catseg.errors", "catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
     | {"bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}

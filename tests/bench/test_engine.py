@@ -80,6 +80,13 @@ def test_every_epoch_has_its_losses_and_scores_and_the_one_that_selects_leads(ev
             assert all(isinstance(value, float) for value in event.metrics.values())
 
 
+def test_every_epoch_says_what_the_worker_used_of_its_machine(events):
+    for event in events:
+        if isinstance(event, EpochDone):
+            assert 0 < event.system["system/cpu_percentage"] <= 100 * (os.cpu_count() or 1) * 1.1
+            assert 50 < event.system["system/rss_mib"] < 10_000
+
+
 def test_the_best_epoch_is_the_first_with_the_highest_miou(events):
     mious = {event.epoch: event.metrics["val/miou"] for event in events if isinstance(event, EpochDone)}
     finished = events[-1]
@@ -101,7 +108,11 @@ def test_the_best_weights_are_the_best_epochs_and_the_last_ones_the_last_epochs(
 def test_overlays_show_each_shown_photo_with_two_more_of_its_size(events, sets, tmp_path):
     overlays = [event for event in events if isinstance(event, Overlays)]
     shown = sets[1].shown
-    assert overlays
+    assert [(event.which, event.epoch) for event in overlays] == [
+        ("first", 1),
+        ("last", 3),
+        ("best", events[-1].best_epoch),
+    ]
     for event in overlays:
         assert len(event.png) == len(shown) == 2
         for png, photo in zip(event.png, shown, strict=True):

@@ -120,7 +120,8 @@ def test_the_output_counts_the_trials_ranks_them_lists_the_failed_and_says_where
     assert "FAILED  lr=1e+30: nonfinite: " in output
     lines = [line.strip() for line in output.splitlines()]
     assert "mlflow ui" in lines
-    assert "http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART&workflowType=machine_learning" in lines
+    page = "/#/experiments/1/runs?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey=bench"
+    assert f"http://127.0.0.1:5000{page}" in lines
     (best,) = [line.removeprefix("Best model: ") for line in lines if line.startswith("Best model: ")]
     assert (finished / best).is_file()
     assert "lr=0.03" in best

@@ -13,7 +13,7 @@ def test_the_store_is_mlflows_own_default_unless_the_user_says_otherwise(workpla
 
 
 def test_the_hint_names_the_command_and_the_page_that_show_the_runs_as_charts(workplace, monkeypatch):
-    page = "/#/experiments/7/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    page = "/#/experiments/7/runs?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey=bench"
     assert format_ui_hint("7") == ["mlflow ui", f"http://127.0.0.1:5000{page}"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////data/other.db")
     assert format_ui_hint("7")[0] == "mlflow ui --backend-store-uri sqlite:////data/other.db"
