@@ -37,7 +37,7 @@ class Curves:
 
     bands: tuple[dict[str, Band], ...]  # by metric, for each setting
     photos: tuple[str, ...]  # names of the validation photos
-    iou_AN: Float64  # the mean over the seeds; NaN: neither truth nor prediction has anything there
+    iou_AN: Float64  # the mean over the seeds; NaN: no class occurs in the photo
 
 
 def load_curves(experiment_folder: Path, board: Leaderboard, num_settings: int) -> Curves:
@@ -63,8 +63,8 @@ def load_counts(folder: Path) -> dict[str, Sequence[Sequence[int]]]:
 
 
 def compute_iou(counts_K3: Sequence[Sequence[int]]) -> float:
-    """IoU of one photo, the mean over the classes in it or seen in it; NaN where there is none."""
-    ious = [hits / (hits + false_alarms + misses) for hits, false_alarms, misses in counts_K3 if hits + false_alarms + misses]
+    """IoU of one photo, the mean over the classes that occur in it, as in val/miou_per_photo; NaN: none does."""
+    ious = [hits / (hits + false_alarms + misses) for hits, false_alarms, misses in counts_K3 if hits + misses]
     return statistics.fmean(ious) if ious else float("nan")
 
 
@@ -79,10 +79,7 @@ def _make_bands(folders: list[Path]) -> dict[str, Band]:
     return {
         name: Band(
             tuple(sorted(by_epoch)),
-            *(
-                tuple(fold(by_epoch[epoch]) for epoch in sorted(by_epoch))
-                for fold in (statistics.fmean, min, max)
-            ),
+            *(tuple(fold(by_epoch[epoch]) for epoch in sorted(by_epoch)) for fold in (statistics.fmean, min, max)),
         )
         for name, by_epoch in values.items()
         if by_epoch

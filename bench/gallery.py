@@ -48,7 +48,7 @@ class Seen:
 
     seed: int
     pngs: tuple[bytes, ...]  # grey values are label ids, at the photos' sizes
-    ious: tuple[float, ...]  # of this seed, at the photos' own sizes; NaN: nothing there
+    ious: tuple[float, ...]  # of this seed, at the photos' own sizes; NaN: no class occurs there
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _count_truth(mask_HW: UInt8, num_classes: int) -> list[int]:
 
 
 def _shrink(name: str, photo_HW3: UInt8, mask_HW: UInt8) -> Photo:
-    height, width = fit_size(*mask_HW.shape, min(SIDE, max(mask_HW.shape)))
+    height, width = fit_size(mask_HW.shape[0], mask_HW.shape[1], min(SIDE, max(mask_HW.shape)))
     photo = Image.fromarray(photo_HW3).resize((width, height), Image.Resampling.LANCZOS)
     mask = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
@@ -188,7 +188,9 @@ def _deviates(seen: Sequence[Seen | None], shown: Sequence[Photo], num_classes: 
             counts = []
             for label in range(1, num_classes + 1):
                 true, predicted = truth_HW == label, (labels_HW == label) & (truth_HW != VOID)
-                counts.append([int((true & predicted).sum()), int((~true & predicted).sum()), int((true & ~predicted).sum())])
+                counts.append(
+                    [int((true & predicted).sum()), int((~true & predicted).sum()), int((true & ~predicted).sum())]
+                )
             differences.append(abs(compute_iou(counts) - iou))
     known = [difference for difference in differences if not np.isnan(difference)]
     return bool(known) and statistics.median(known) > MAX_DEVIATION

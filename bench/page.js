@@ -79,9 +79,9 @@ function addChart(place, label, caption, height, draw) {
 }
 
 function readColors() {
-  if (isPrinting) return { ink: "#1b1f24", soft: "#5a6472", line: "#d9dde3", best: "#0072b2", tied: "#e08a00", other: "#8c96a3", highlight: "#000000" };
+  if (isPrinting) return { ink: "#1b1f24", soft: "#5a6472", line: "#d9dde3", best: "#0072b2", tied: "#e08a00", other: "#8c96a3", highlight: "#000000", paper: "#ffffff" };
   const style = getComputedStyle(document.documentElement);
-  const names = ["ink", "soft", "line", "best", "tied", "other", "highlight"];
+  const names = ["ink", "soft", "line", "best", "tied", "other", "highlight", "paper"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
@@ -180,7 +180,7 @@ function drawCurves(name, colors) {
     const { color, dash, width } = styleCurve(index, colors);
     const fill = { type: "scatter", mode: "lines", hoverinfo: "skip", line: { width: 0 }, x: [...band.x, ...[...band.x].reverse()] };
     const hasBand = band.lows.some((low, at) => low < band.highs[at]);
-    if (hasBand) traces.push({ ...fill, y: [...band.highs, ...[...band.lows].reverse()], fill: "toself", fillcolor: color.startsWith("#") ? color + "2e" : color });
+    if (hasBand) traces.push({ ...fill, y: [...band.highs, ...[...band.lows].reverse()], fill: "toself", fillcolor: color.startsWith("#") ? color + "22" : color });
     traces.push({
       type: "scatter", mode: band.x.length < 12 ? "lines+markers" : "lines", x: band.x, y: band.means, hoverinfo: "text", line: { color, dash, width }, marker: { size: 5, color },
       text: band.x.map((epoch, at) => `${escapeText(data.settings[index])}<br>epoch ${epoch}: ${band.means[at]} (${band.lows[at]} to ${band.highs[at]})`),
@@ -217,7 +217,7 @@ function drawParallel(colors) {
       text: some.flatMap((index) => Array(last + 2).fill(`${escapeText(data.settings[index])}<br>val/miou ${data.scores[index][0].toFixed(3)}`)),
     };
   });
-  const label = (x, y, text, left) => ({ x, y, text: escapeText(shorten(text, 18)), showarrow: false, xanchor: left ? "right" : "left", xshift: left ? -9 : 9, font: { size: 11, color: colors.soft }, bgcolor: isPrinting ? "#ffffffcc" : undefined });
+  const label = (x, y, text, left) => ({ x, y, text: escapeText(shorten(text, 18)), showarrow: false, xanchor: left ? "right" : "left", xshift: left ? -9 : 9, font: { size: 11, color: colors.ink }, bgcolor: colors.paper, borderpad: 1, opacity: 0.9 });
   const annotations = data.axes.flatMap((axis, x) => axis.values.map((value, at) => ({ axis, x, value, at })).filter(({ at }) => at % Math.ceil(axis.values.length / 12) === 0)
     .map(({ x: column, value, at }) => label(column, (at + 0.5) / axis.values.length, value, true)));
   for (const share of high > low ? [0, 0.25, 0.5, 0.75, 1] : [0.5]) annotations.push(label(last, share, (low + share * (high - low)).toFixed(3), false));
@@ -269,28 +269,28 @@ function drawScatter(colors) {
 
 // ---- photos: one copy of each and a small map of labels per setting; views are painted here
 
-const decoded = new Map();
+const decoded = new Map(); // photos and truths; what all settings see in them would be hundreds of megabytes
 
-function decode(type, base64) {
-  const key = base64;
-  if (!decoded.has(key)) {
-    const image = new Image();
-    image.src = `data:image/${type};base64,${base64}`;
-    decoded.set(key, image.decode().then(() => {
-      const canvas = make("canvas", { width: image.naturalWidth, height: image.naturalHeight });
-      const context = canvas.getContext("2d", { willReadFrequently: true });
-      context.drawImage(image, 0, 0);
-      return context.getImageData(0, 0, canvas.width, canvas.height).data;
-    }));
-  }
-  return decoded.get(key);
+function decodeOnce(type, base64) {
+  if (!decoded.has(base64)) decoded.set(base64, decode(type, base64));
+  return decoded.get(base64);
+}
+
+async function decode(type, base64) {
+  const image = new Image();
+  image.src = `data:image/${type};base64,${base64}`;
+  await image.decode();
+  const canvas = make("canvas", { width: image.naturalWidth, height: image.naturalHeight });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height).data;
 }
 
 // One view of a photo: photo, truth, prediction, errors; all but the photo are grey where nothing is.
 async function paint(canvas, view, index, setting) {
   const photo = data.gallery.photos[index];
-  const pixels = await decode("jpeg", photo.jpeg);
-  const truth = await decode("png", photo.truth);
+  const pixels = await decodeOnce("jpeg", photo.jpeg);
+  const truth = await decodeOnce("png", photo.truth);
   const seen = view === "prediction" || view === "errors" ? await decode("png", data.gallery.seen[setting].pngs[index]) : truth;
   const context = canvas.getContext("2d");
   const picture = context.createImageData(photo.w, photo.h);
@@ -442,7 +442,7 @@ function reveal() {
 async function drawAll() {
   for (const chart of charts) {
     await show(chart);
-    if (chart === charts[0]) performance.mark("first-chart");
+    if (chart === charts[0]) performance.mark("interactive");
     await new Promise((resolve) => setTimeout(resolve)); // the page answers between two charts
   }
 }
@@ -465,13 +465,13 @@ const table = find("leaderboard");
 if (table) makeSortable(table);
 performance.mark("sortable");
 const has = reveal();
-addGallery();
 document.addEventListener("DOMContentLoaded", async () => {
   if (has.machines) addFronts();
   if (has.curves) addCurves();
   if (has.axes) addParallel();
   if (has.ious) addScatter();
   await drawAll();
+  addGallery();
   await painter;
   document.documentElement.dataset.ready = "yes";
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showForScreen);

@@ -12,6 +12,7 @@ from bench.statistics import Estimate
 
 MAX_ROWS = 1000  # of the table; a browser sorts them in a moment
 BAR_WIDTH, BAR_HEIGHT = 132, 18  # px, of an interval with its seeds
+MINUS, NOTHING = "\u2212", "\u2013"  # as they are set in print
 ONE_SEED = "One seed per setting: an order, not a comparison"
 
 # What a setting costs wherever it runs, and what it costs on one machine: metric, heading, digits, title.
@@ -20,8 +21,8 @@ COSTS = (
     ("cost/forward_gflop", "GFLOP", 2, "operations for one photo forward, in thousands of millions"),
 )
 MACHINE_COSTS = (
-    ("cost/photos_per_second", "training photos/s", 1, "training speed, the median epoch"),
-    ("cost/val_photos_per_second", "validation photos/s", 1, "validation speed"),
+    ("cost/photos_per_second", "training photos/s", 0, "training speed, the median epoch"),
+    ("cost/val_photos_per_second", "validation photos/s", 0, "validation speed"),
     ("cost/train_seconds", "training s", 1, "seconds of training, all epochs"),
     ("cost/peak_mib", "peak MiB", 0, "the most memory it took"),
 )
@@ -40,11 +41,11 @@ def format_verdict(board: Leaderboard) -> str:
     score = f"val/miou {_format_interval(best.score)}"
     if not others:
         return f"{name_row(best, board)} has finished, with {score}; there is nothing to compare it with."
-    if all(row.is_tied is None for row in others):
+    states = list_states(others)
+    tied, unknown, worse = (states.count(state) for state in ("tied", "unknown", "worse"))
+    if unknown == len(others):
         few = ONE_SEED if all(len(row.results) == 1 for row in board.rows) else "Too few seeds: an order, no comparison"
         return f"{few}. First in it is {name_row(best, board)} with {score}."
-    tied, unknown = (sum(row.is_tied is state for row in others) for state in (True, None))
-    worse = len(others) - tied - unknown
     if tied:
         rest = f"{tied} of {len(others)} others cannot be told from it"
     elif unknown:
@@ -89,7 +90,10 @@ def make_leaderboard_table(board: Leaderboard) -> str:
             _verdict_cell(row),
             _epochs_cell(row),
             *(_number_cell(row.find_median(metric), digits) for metric, _, digits, _ in costs),
-            *(_number_cell(row.find_median(metric, machine), digits) for machine, metric, _, digits, _ in machine_costs),
+            *(
+                _number_cell(row.find_median(metric, machine), digits)
+                for machine, metric, _, digits, _ in machine_costs
+            ),
         ]
         body.append(f'<tr class="{_name_state(row)}">{"".join(cells)}</tr>')
     return (
@@ -103,10 +107,19 @@ def make_effects_table(board: Leaderboard) -> str:
     """What each step along an axis changed, all else equal; empty where nothing varies."""
     if not board.effects:
         return ""
-    scale = _make_scale([0.0, *(value for effect in board.effects for value in (effect.change.low, effect.change.high))])
+    scale = _make_scale(
+        [0.0, *(value for effect in board.effects for value in (effect.change.low, effect.change.high))]
+    )
     rows = "".join(_effect_row(effect, scale) for effect in board.effects)
-    heads = ("setting", "step", "change of val/miou", "95 % interval", "pairs", "says")
-    head = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    heads = (
+        ("setting", ""),
+        ("step", ""),
+        ("change of val/miou", "number"),
+        ("95 % interval", ""),
+        ("pairs", "number"),
+        ("says", ""),
+    )
+    head = "".join(f'<th scope="col" class="{kind}">{head}</th>' for head, kind in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -122,7 +135,8 @@ def format_facts(board: Leaderboard, num_train: int | None) -> list[tuple[str, s
     letters = _name_machines(board)
     machines = [f"{words}{letters[machine]}" for machine, words in board.machines.items()]
     commits = {
-        result.environment["git_commit"][:12] + (" (changed since)" if result.environment.get("git_dirty") == "true" else "")
+        result.environment["git_commit"][:12]
+        + (" (changed since)" if result.environment.get("git_dirty") == "true" else "")
         for result in results
         if "git_commit" in result.environment
     }
@@ -131,7 +145,17 @@ def format_facts(board: Leaderboard, num_train: int | None) -> list[tuple[str, s
     return [
         ("Machines" if len(machines) > 1 else "Machine", "; ".join(machines) or "several in one trial"),
         ("Code", ", ".join(sorted(commits)) or "unknown commit"),
-        ("Versions", ", ".join(sorted({f"catseg {r.environment.get('catseg', '?')}, Python {r.environment.get('python', '?')}" for r in results}))),
+        (
+            "Versions",
+            ", ".join(
+                sorted(
+                    {
+                        f"catseg {r.environment.get('catseg', '?')}, Python {r.environment.get('python', '?')}"
+                        for r in results
+                    }
+                )
+            ),
+        ),
         ("Data", ", ".join(sorted({result.data_fingerprint for result in results}))),
         ("Photos", f"{trained}{board.num_photos} to validate"),
         ("Trials", f"{len(results)} finished, {len(board.failed)} failed; seeds {', '.join(map(str, seeds))}"),
@@ -143,8 +167,9 @@ def format_method(board: Leaderboard) -> str:
     return (
         "val/miou is the intersection over union of each class, pixels pooled over all "
         f"{board.num_photos} validation photos, the mean over the classes, and then over the seeds of a setting. "
-        f"Its 95 % interval comes from drawing seeds and photos anew {board.num_draws:,} times, the same photos for all "
-        "settings, and from Student's t, for a few seeds say little of their spread; with one seed it is of the photos alone. "
+        f"Its 95 % interval comes from drawing seeds and photos anew {board.num_draws:,} times, the same photos for "
+        "all settings, and from Student's t, for a few seeds say little of their spread; with one seed it is of the "
+        "photos alone. "
         "The best setting is compared with every other on the same photos, and Holm's correction keeps the chance "
         "of one wrong verdict among all of them at 5 %."
     )
@@ -153,7 +178,9 @@ def format_method(board: Leaderboard) -> str:
 def _name_machines(board: Leaderboard) -> dict[str, str]:
     """' (A)', ' (B)', ...: nothing where there is one machine."""
     several = len(board.machines) > 1
-    return {machine: f" ({chr(65 + n % 26)}{n // 26 or ''})" if several else "" for n, machine in enumerate(board.machines)}
+    return {
+        machine: f" ({chr(65 + n % 26)}{n // 26 or ''})" if several else "" for n, machine in enumerate(board.machines)
+    }
 
 
 def _name_state(row: Row) -> str:
@@ -174,11 +201,11 @@ def _head(text: str, title: str, kind: str = "text") -> str:
 
 
 def _cell(value: float | None, html: str) -> str:
-    return f'<td class="number" data-v="{"" if value is None else repr(value)}">{html}</td>'
+    return f'<td class="number" data-v="{"" if value is None else repr(float(value))}">{html}</td>'
 
 
 def _number_cell(value: float | None, digits: int) -> str:
-    return _cell(value, "–" if value is None else f"{value:,.{digits}f}")
+    return _cell(value, NOTHING if value is None else f"{value:,.{digits}f}")
 
 
 def _setting_cell(value: object) -> str:
@@ -188,15 +215,20 @@ def _setting_cell(value: object) -> str:
 
 def _difference_cell(row: Row) -> str:
     if row.to_best is None:
-        return _cell(0.0, "–")
-    low, high = f"{row.to_best.low:+.3f}", f"{row.to_best.high:+.3f}"
-    return _cell(row.to_best.value, f"{row.to_best.value:+.3f} <small>{low} to {high}</small>".replace("-", "−"))
+        return _cell(0.0, NOTHING)
+    difference = row.to_best
+    interval = f"<small>{_sign(difference.low)} to {_sign(difference.high)}</small>"
+    return _cell(difference.value, f"{_sign(difference.value)} {interval}")
+
+
+def _sign(number: float) -> str:
+    return f"{number:+.3f}".replace("-", MINUS)
 
 
 def _verdict_cell(row: Row) -> str:
     words = {
         "best": "best",
-        "tied": "tied with the best",
+        "tied": "tied",
         "worse": "worse",
         "unknown": "one seed: not a comparison",
     }[_name_state(row)]
@@ -213,10 +245,12 @@ def _epochs_cell(row: Row) -> str:
 def _list_seeds(row: Row) -> str:
     """The interval in numbers and each seed's own score."""
     seeds = " ".join(
-        f'<span title="seed {escape(str(seed))}">{miou:.3f}</span>' for seed, miou in zip(row.seeds, row.mious, strict=True)
+        f'<span title="seed {escape(str(seed))}">{miou:.3f}</span>'
+        for seed, miou in zip(row.seeds, row.mious, strict=True)
     )
     word = "seeds" if len(row.seeds) > 1 else "seed"
-    return f"<small>{row.score.low:.3f} to {row.score.high:.3f}<br>{word} {seeds}</small>"
+    low, high = (f"{number:.3f}".replace("-", MINUS) for number in (row.score.low, row.score.high))
+    return f"<small>{low} to {high}<br>{word} {seeds}</small>"
 
 
 def _effect_row(effect: Effect, scale: tuple[float, float]) -> str:
@@ -224,12 +258,11 @@ def _effect_row(effect: Effect, scale: tuple[float, float]) -> str:
     says = "one seed: not a comparison" if effect.num_seeds < 2 else "no difference seen"
     if effect.num_seeds > 1 and not change.holds_zero:
         says = "better" if change.value > 0 else "worse"
-    interval = f"{change.low:+.3f} to {change.high:+.3f}".replace("-", "−")
-    value = f"{change.value:+.3f}".replace("-", "−")
+    interval = f"{_sign(change.low)} to {_sign(change.high)}"
     cells = (
         f'<td class="word">{escape(effect.setting)}</td>',
         f"<td>{escape(str(effect.before))} → {escape(str(effect.after))}</td>",
-        f'<td class="number"><b>{value}</b></td>',
+        f'<td class="number"><b>{_sign(change.value)}</b></td>',
         f"<td>{_draw_interval(change, scale, (), zero=True)}<small>{interval}</small></td>",
         f'<td class="number">{effect.num_pairs}</td>',
         f'<td><span class="verdict">{says}</span></td>',

@@ -84,6 +84,12 @@ ALLOWED = {
     "bench.mirror": {"bench.claim", "bench.journal", "bench.processes", "bench.tracking"},
     "bench.statistics": {"numpy", "scipy"},
     "bench.compare": {"numpy", "bench.environment", "bench.statistics", "bench.trial"},
+    "bench.curves": {"numpy", "bench.compare", "bench.journal"},
+    "bench.gallery": {"numpy", "PIL", "bench.compare", "bench.curves", "bench.journal", "catseg.checkpoint"}
+    | {"catseg.dataset", "catseg.device", "catseg.errors", "catseg.folder", "catseg.inference", "catseg.photo"},
+    "bench.page": {"bench.compare", "bench.statistics"},
+    "bench.report": {"plotly", "bench.compare", "bench.curves", "bench.gallery", "bench.journal", "bench.page"}
+    | {"catseg.errors", "catseg.files", "catseg.photo"},
     "bench.plan": {"bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
