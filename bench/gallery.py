@@ -130,10 +130,10 @@ def _shrink(name: str, photo_HW3: UInt8, mask_HW: UInt8) -> Photo:
     mask = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return Photo(name, width, height, buffer.getvalue(), _encode_labels(np.asarray(mask)))
+    return Photo(name, width, height, buffer.getvalue(), encode_labels(np.asarray(mask)))
 
 
-def _encode_labels(labels_HW: UInt8) -> bytes:
+def encode_labels(labels_HW: UInt8) -> bytes:
     """A PNG of as few bits a pixel as hold the labels; grey value i is label i once it is decoded."""
     image = Image.fromarray(labels_HW)
     highest = int(labels_HW.max())
@@ -168,7 +168,7 @@ def _look(
     device = choose_device("auto")
     predictor = make_predictor(model, _choose_precision(result.settings["precision"], device.type), device)
     pngs = tuple(
-        _encode_labels(predict_fitted(predictor, fit_photo(photo_HW3, card.image_size), (photo.height, photo.width)))
+        encode_labels(predict_fitted(predictor, fit_photo(photo_HW3, card.image_size), (photo.height, photo.width)))
         for (photo_HW3, _), photo in zip(originals, shown, strict=True)
     )
     return Seen(int(result.settings["seed"]), pngs, tuple(compute_iou(counts[name]) for name in names))

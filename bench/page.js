@@ -5,7 +5,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const MAX_COLORED = 6, MAX_ROWS_AT_FIRST = 12;
-const COLORS = ["#0072b2", "#e08a00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
+const COLORS = ["#0072b2", "#e08a00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]; // Okabe and Ito's
+const COLORS_ON_DARK = ["#56b4e9", "#f0b040", "#35c79c", "#e39ac3", "#f0e442", "#ff7f3f"];
+const darkness = matchMedia("(prefers-color-scheme: dark)");
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const PRINT_WIDTH = 960; // px of an A4 page on its side, within the margins
 let isPrinting = false;
@@ -85,7 +87,7 @@ function readColors() {
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
-function show(chart, width) {
+function show(chart, width, height) {
   const colors = readColors();
   const { traces, layout } = chart.draw(colors);
   const axis = { color: colors.ink, gridcolor: colors.line, linecolor: colors.line, zeroline: false, fixedrange: true, automargin: true, title: { standoff: 8 } };
@@ -93,7 +95,7 @@ function show(chart, width) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, showlegend: false, hovermode: "closest",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colors.ink },
     margin: { l: 58, r: 14, t: 12, b: 46 }, ...layout,
-    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis }, autosize: !width, width,
+    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis }, autosize: !width, width, height,
   };
   return Plotly.react(chart.plot, traces, whole, { displayModeBar: false, responsive: true, showTips: false });
 }
@@ -148,7 +150,7 @@ function addCurves() {
 
 function styleCurve(index, colors) {
   if (String(index) === find("highlight").value) return { color: colors.highlight, dash: "solid", width: 3.5 };
-  return { color: COLORS[index], dash: DASHES[index], width: 2 };
+  return { color: (darkness.matches && !isPrinting ? COLORS_ON_DARK : COLORS)[index], dash: DASHES[index], width: 2 };
 }
 
 function listCurves() {
@@ -263,7 +265,7 @@ function drawScatter(colors) {
     marker: { color: colors.best, size: 7, opacity: 0.65, line: { width: 0 } },
   };
   const diagonal = { type: "scatter", mode: "lines", hoverinfo: "skip", x: [0, 1], y: [0, 1], line: { color: colors.soft, width: 1, dash: "dot" } };
-  const axis = (index) => ({ range: [-0.02, 1.02], dtick: 0.2, title: titled(`IoU, ${shorten(data.settings[index])}`) });
+  const axis = (index) => ({ range: [-0.02, 1.02], dtick: 0.2, title: titled(`IoU, ${shorten(data.settings[index])}`), constrain: "domain" });
   return { traces: [diagonal, dots], layout: { xaxis: axis(a), yaxis: { ...axis(b), scaleanchor: "x" } } };
 }
 
@@ -451,14 +453,16 @@ function showForPaper() {
   isPrinting = true;
   for (const chart of charts) {
     const place = chart.plot.closest(".charts");
-    const share = place.classList.contains("wide") ? 1 : place.classList.contains("square") ? 0.43 : 0.32;
-    show(chart, PRINT_WIDTH * share);
+    const [share, height] = place.classList.contains("wide") ? [1, 260] : place.classList.contains("square") ? [0.4, 384] : [0.32, 215];
+    show(chart, PRINT_WIDTH * share, height);
   }
+  if (has.curves) listCurves();
 }
 
 function showForScreen() {
   isPrinting = false;
   charts.forEach((chart) => show(chart));
+  if (has.curves) listCurves();
 }
 
 const table = find("leaderboard");
@@ -474,7 +478,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   addGallery();
   await painter;
   document.documentElement.dataset.ready = "yes";
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showForScreen);
+  darkness.addEventListener("change", showForScreen);
   addEventListener("beforeprint", showForPaper);
   addEventListener("afterprint", showForScreen);
 });

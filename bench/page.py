@@ -46,12 +46,14 @@ def format_verdict(board: Leaderboard) -> str:
     if unknown == len(others):
         few = ONE_SEED if all(len(row.results) == 1 for row in board.rows) else "Too few seeds: an order, no comparison"
         return f"{few}. First in it is {name_row(best, board)} with {score}."
-    if tied:
+    if len(others) == 1:
+        rest = "the other one cannot be told from it" if tied else "the other one is worse"
+    elif tied:
         rest = f"{tied} of {len(others)} others cannot be told from it"
     elif unknown:
         rest = f"{worse} of {len(others)} others are worse"
     else:
-        rest = "the other one is worse" if worse == 1 else f"all {worse} others are worse"
+        rest = f"all {worse} others are worse"
     few_seeds = f"; {unknown} with one seed cannot be compared" if unknown else ""
     return f"{name_row(best, board)} is best with {score}; {rest}{few_seeds}."
 
@@ -136,7 +138,7 @@ def format_facts(board: Leaderboard, num_train: int | None) -> list[tuple[str, s
     machines = [f"{words}{letters[machine]}" for machine, words in board.machines.items()]
     commits = {
         result.environment["git_commit"][:12]
-        + (" (changed since)" if result.environment.get("git_dirty") == "true" else "")
+        + (" and changes not committed" if result.environment.get("git_dirty") == "true" else "")
         for result in results
         if "git_commit" in result.environment
     }
