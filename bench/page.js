@@ -129,10 +129,10 @@ function drawFront(chart, label, colors) {
     };
   });
   const front = {
-    type: "scatter", mode: "lines", hoverinfo: "skip", x: cost.front.map((i) => cost.values[i]), y: cost.front.map((i) => data.scores[i][0]),
-    line: { color: colors.soft, width: 1.5, dash: "dot" },
+    type: "scatter", mode: "lines+markers", hoverinfo: "skip", x: cost.front.map((i) => cost.values[i]), y: cost.front.map((i) => data.scores[i][0]),
+    line: { color: colors.ink, width: 1.2, dash: "dot" }, marker: { symbol: "circle-open", size: 18, color: colors.ink, line: { width: 1.2 } },
   };
-  chart.words.textContent = cost.front.length ? `Front: ${cost.front.slice(0, 8).map((i) => data.settings[i]).join("; ")}${cost.front.length > 8 ? "; …" : ""}` : "Not measured on this machine.";
+  chart.words.textContent = cost.front.length ? `Front: ${cost.front.length > 4 ? "…; " : ""}${cost.front.slice(-4).map((i) => data.settings[i]).join("; ")}` : "Not measured on this machine.";
   const isWide = cost.values.some((v) => v > 0) && Math.max(...shown.map((i) => cost.values[i])) > 20 * Math.min(...shown.map((i) => cost.values[i]));
   return { traces: [front, ...groups], layout: { xaxis: { title: titled(label), type: isWide ? "log" : "linear", nticks: 6 }, yaxis: { title: titled("val/miou") } } };
 }

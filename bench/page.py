@@ -72,8 +72,8 @@ def make_leaderboard_table(board: Leaderboard) -> str:
     heads = [
         _head("#", "place; all that cannot be told from the best share place 1", "rank"),
         *(_head(name, "a setting that varies") for name in board.varying),
-        _head("val/miou", "the mean over the seeds", "number"),
-        '<th scope="col" class="plain">95 % interval, seeds</th>',
+        _head("val/miou", "the mean over the seeds, with its 95 % interval", "number"),
+        '<th scope="col">seeds and interval</th>',
         _head("to the best", "difference in val/miou, with the interval after Holm's correction", "number"),
         _head("verdict", "against the best"),
         _head("epochs", "trained, and the best one of each seed", "number"),
@@ -86,7 +86,7 @@ def make_leaderboard_table(board: Leaderboard) -> str:
         cells = [
             f'<td class="rank" data-v="{row.rank}">{row.rank}</td>',
             *(_setting_cell(row.settings[name]) for name in board.varying),
-            _cell(row.score.value, f"<b>{row.score.value:.3f}</b>"),
+            _score_cell(row.score),
             f"<td>{_draw_interval(row.score, scale, row.mious)}{_list_seeds(row)}</td>",
             _difference_cell(row),
             _verdict_cell(row),
@@ -224,7 +224,7 @@ def _difference_cell(row: Row) -> str:
 
 
 def _sign(number: float) -> str:
-    return f"{number:+.3f}".replace("-", MINUS)
+    return f"{number:+.3f}".replace("-", MINUS) if abs(number) >= 0.0005 else "0.000"
 
 
 def _verdict_cell(row: Row) -> str:
@@ -244,15 +244,19 @@ def _epochs_cell(row: Row) -> str:
     return _cell(epochs, f"{epochs} <small>best {best}</small>")
 
 
+def _score_cell(score: Estimate) -> str:
+    low, high = (f"{number:.3f}".replace("-", MINUS) for number in (score.low, score.high))
+    return _cell(score.value, f"<b>{score.value:.3f}</b> <small>{low} to {high}</small>")
+
+
 def _list_seeds(row: Row) -> str:
-    """The interval in numbers and each seed's own score."""
+    """Each seed's own score."""
     seeds = " ".join(
         f'<span title="seed {escape(str(seed))}">{miou:.3f}</span>'
         for seed, miou in zip(row.seeds, row.mious, strict=True)
     )
     word = "seeds" if len(row.seeds) > 1 else "seed"
-    low, high = (f"{number:.3f}".replace("-", MINUS) for number in (row.score.low, row.score.high))
-    return f"<small>{low} to {high}<br>{word} {seeds}</small>"
+    return f"<small>{word} {seeds}</small>"
 
 
 def _effect_row(effect: Effect, scale: tuple[float, float]) -> str:
