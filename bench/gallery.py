@@ -67,9 +67,10 @@ def make_gallery(experiment_folder: Path, board: Leaderboard, curves: Curves) ->
     folders = list_folders(experiment_folder)
     if not names:
         return _explain("nothing is known of single photos")
-    settings = read_settings(folders[board.rows[0].results[0].key])
-    assert settings is not None  # its result was read from beside it
-    counts = load_counts(folders[board.rows[0].results[0].key])
+    best_folder = folders[board.rows[0].results[0].key]
+    settings, counts = read_settings(best_folder), load_counts(best_folder)
+    if settings is None:
+        return _explain(f"{best_folder}: its settings.json cannot be read, which names the photos")
     try:
         pairs = _find_pairs(settings["data"], names)
         originals = [pair.read() for pair in pairs]

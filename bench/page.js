@@ -360,7 +360,7 @@ function addViews(place, index, setting) {
 
 function showLarge(index, setting) {
   const dialog = find("large");
-  find("large-title").textContent = nameView("errors", index, setting);
+  find("large-title").textContent = `${data.gallery.photos[index].name} by ${data.settings[setting]}: IoU ${format(data.gallery.seen[setting].ious[index])}`;
   dialog.querySelector(".views").replaceChildren();
   addViews(dialog.querySelector(".views"), index, setting);
   dialog.showModal();

@@ -48,6 +48,8 @@ def format_verdict(board: Leaderboard) -> str:
         return f"{few}. First in it is {name_row(best, board)} with {score}."
     if len(others) == 1:
         rest = "the other one cannot be told from it" if tied else "the other one is worse"
+    elif tied == len(others):
+        rest = f"none of the {tied} others can be told from it"
     elif tied:
         rest = f"{tied} of {len(others)} others cannot be told from it"
     elif unknown:

@@ -317,6 +317,7 @@ def test_one_sentence_says_what_is_best_and_what_cannot_be_told_from_it():
     assert judge(np.False_, np.True_, None).endswith(
         "; 1 of 3 others cannot be told from it; 1 with one seed cannot be compared."
     )
+    assert judge(True, True).endswith("; none of the 2 others can be told from it.")
     assert judge(True).endswith("; the other one cannot be told from it.")
     assert judge(False).endswith("; the other one is worse.")
     assert judge(None, None, None).startswith("Too few seeds: an order, no comparison. First in it is init_features")
