@@ -65,27 +65,16 @@ def make_gallery(experiment_folder: Path, board: Leaderboard, curves: Curves) ->
     same, worst = choose_photos(curves)
     names = list(dict.fromkeys(curves.photos[index] for index in same + worst))
     folders = list_folders(experiment_folder)
-    if not names:
-        return _explain("nothing is known of single photos")
-    best_folder = folders[board.rows[0].results[0].key]
-    settings, counts = read_settings(best_folder), load_counts(best_folder)
-    if settings is None:
-        return _explain(f"{best_folder}: its settings.json cannot be read, which names the photos")
     try:
-        pairs = _find_pairs(settings["data"], names)
-        originals = [pair.read() for pair in pairs]
+        originals, num_classes = _read_photos(folders[board.rows[0].results[0].key], names)
+        shown = [_shrink(name, *original) for name, original in zip(names, originals, strict=True)]
+        seen = tuple(_look(row, folders, names, originals, shown) for row in board.rows[: len(curves.bands)])
+        if not any(seen):
+            raise InputError("no setting's best.safetensors can be read")
+        if _deviates(seen, shown, num_classes):
+            raise InputError("not the photos that the settings were validated on, though their names are the same")
     except (InputError, OSError) as error:
-        return _explain(str(error).splitlines()[0])
-    num_classes = len(settings["data"]["classes"])
-    for name, (_, mask_HW) in zip(names, originals, strict=True):
-        if _count_truth(mask_HW, num_classes) != [hits + misses for hits, _, misses in counts[name]]:
-            return _explain(f"{name}: not the mask that the settings were validated on")
-    shown = [_shrink(name, *original) for name, original in zip(names, originals, strict=True)]
-    seen = tuple(_look(row, folders, names, originals, shown) for row in board.rows[: len(curves.bands)])
-    if not any(seen):
-        return _explain("no setting's best.safetensors can be read")
-    if _deviates(seen, shown, num_classes):
-        return _explain("not the photos that the settings were validated on, though their names are the same")
+        return Gallery((), (), (), (), str(error).splitlines()[0])
     place = {name: index for index, name in enumerate(names)}
     same_places, worst_places = (tuple(place[curves.photos[index]] for index in some) for some in (same, worst))
     return Gallery(tuple(shown), same_places, worst_places, seen)
@@ -105,8 +94,17 @@ def choose_photos(curves: Curves) -> tuple[list[int], list[int]]:
     return [by_ease[round(place)] for place in places], worst
 
 
-def _explain(reason: str) -> Gallery:
-    return Gallery((), (), (), (), reason)
+def _read_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[UInt8, UInt8]], int]:
+    """(photo_HW3, mask_HW) of each name, with the masks that a trial was scored against; and how many classes."""
+    settings, counts = read_settings(folder), load_counts(folder)
+    if settings is None or not names:
+        raise InputError(f"{folder}: nothing is known there of single photos")
+    originals = [pair.read() for pair in _find_pairs(settings["data"], names)]
+    num_classes = len(settings["data"]["classes"])
+    for name, (_, mask_HW) in zip(names, originals, strict=True):
+        if _count_truth(mask_HW, num_classes) != [hits + misses for hits, _, misses in counts[name]]:
+            raise InputError(f"{name}: not the mask that the settings were validated on")
+    return originals, num_classes
 
 
 def _find_pairs(data: dict[str, Any], names: Sequence[str]) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 import tomllib
 from dataclasses import replace
@@ -22,7 +23,6 @@ from catseg.sample import draw_photo
 
 NUM_PHOTOS = 40
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;\u2028{{data}} ${1}"
-PAGE_FILES = ("page.html", "page.css", "page.js")
 
 
 def make_environment(machine):
@@ -359,8 +359,10 @@ def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path):
 
 def test_the_files_of_the_page_are_installed_with_the_package():
     root = Path(__file__).parents[2]
-    (pattern,) = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bench"]
-    assert {path.name for path in (root / "bench").glob(pattern)} >= set(PAGE_FILES)
+    installed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bench"]
+    named = re.findall(r'_read\("([^"]+)"\)', (root / "bench/report.py").read_text())
+    assert sorted(installed) == sorted(set(named))
+    assert all((root / "bench" / name).is_file() for name in named)
 
 
 def test_a_finished_experiment_becomes_a_page(finished, tmp_path, monkeypatch, open_page, read_board):
