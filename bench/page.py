@@ -22,7 +22,7 @@ COSTS = (
 )
 MACHINE_COSTS = (
     ("cost/photos_per_second", "training photos/s", 0, "training speed, the median epoch"),
-    ("cost/val_photos_per_second", "validation photos/s", 0, "validation speed"),
+    ("cost/inference_photos_per_second", "predicted photos/s", 0, "prediction speed, the median batch"),
     ("cost/train_seconds", "training s", 1, "seconds of training, all epochs"),
     ("cost/peak_mib", "peak MiB", 0, "the most memory it took"),
 )

@@ -175,7 +175,7 @@ def _make_notes(board: Leaderboard) -> str:
     if len(board.machines) > 1:
         words = "; ".join(f"({chr(65 + number % 26)}) {words}" for number, words in enumerate(board.machines.values()))
         notes.append(f"Timed on several machines, whose seconds do not compare: {words}.")
-    if board.rows and not board.is_comparison:
+    if board.rows and all(row.is_tied is None for row in board.rows):
         notes.append("One seed per setting: an order, not a comparison; intervals are of the photos alone.")
     return "".join(f"<p>{escape(note)}</p>" for note in notes)
 
