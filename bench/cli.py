@@ -105,6 +105,10 @@ def compare(
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="rows, effects, machines, for a program")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="one page with charts and photos that needs no network"),
+    ] = None,
     definitions: Annotated[
         bool, typer.Option("--definitions", help="also what other tools would print for the best")
     ] = False,
@@ -126,7 +130,7 @@ def compare(
 
             files = {"csv": csv, "markdown": markdown, "json": json}
             wanted = {kind: file for kind, file in files.items() if file is not None}
-            compare(experiment, wanted, definitions, test)
+            compare(experiment, wanted, html, definitions, test)
         else:
             from bench.speed import compare_speed
             from catseg.errors import InputError

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.environment import MIXED, format_machine
 from bench.statistics import (
@@ -169,16 +170,24 @@ def _order(group: list[TrialResult]) -> tuple[float, float, str]:
     return -mean("val/miou"), mean("cost/train_seconds"), group[0].key
 
 
+def _estimate_score(draws: Draws, weights_A: npt.NDArray[np.float64]) -> Estimate:
+    """One setting's; no score is below 0 or above 1."""
+    score = estimate(draws, weights_A)
+    return replace(score, low=max(score.low, 0.0), high=min(score.high, 1.0))
+
+
 def _judge(groups: list[list[TrialResult]], draws: Draws) -> tuple[Row, ...]:
     weights_AA = np.eye(len(groups))
     comparisons = [estimate(draws, weights_AA[index] - weights_AA[0]) for index in range(1, len(groups))]
     can_tell = [len(group) > 1 and len(groups[0]) > 1 for group in groups[1:]]
     alphas = iter(compute_holm_alphas([c.p for c, can in zip(comparisons, can_tell, strict=True) if can]))
-    rows = [Row(drop_seed(groups[0][0].settings), tuple(groups[0]), estimate(draws, weights_AA[0]), 1, None, None)]
+    rows = [
+        Row(drop_seed(groups[0][0].settings), tuple(groups[0]), _estimate_score(draws, weights_AA[0]), 1, None, None)
+    ]
     if len(groups[0]) > 1:
         rows[0] = replace(rows[0], is_tied=True)
     for index, group in enumerate(groups[1:], 1):
-        settings, score = drop_seed(group[0].settings), estimate(draws, weights_AA[index])
+        settings, score = drop_seed(group[0].settings), _estimate_score(draws, weights_AA[index])
         if not can_tell[index - 1]:
             rows.append(Row(settings, tuple(group), score, index + 1, comparisons[index - 1], None))
             continue

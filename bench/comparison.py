@@ -24,11 +24,18 @@ FORMATS = {"csv": format_csv, "markdown": format_markdown, "json": format_json}
 STANDARD_OUTPUT = "-"
 
 
-def compare(name: str | None, files: Mapping[str, Path], definitions: bool = False, test: str | None = None) -> None:
+def compare(
+    name: str | None,
+    files: Mapping[str, Path],
+    html: Path | None = None,
+    definitions: bool = False,
+    test: str | None = None,
+) -> None:
     """Rank all that an experiment has finished on its latest data, whatever grid file it stood in.
 
     `files` are what to write the same to, by kind of file; `-` is standard output, and nothing else goes there then.
-    `definitions`: what other tools would print for the best. `test`: photos that the best is scored on, once.
+    `html` is where the page goes. `definitions`: what other tools would print for the best. `test`: photos that
+    the best is scored on, once.
     """
     console = make_console()
     folder = _choose_experiment(name)
@@ -37,12 +44,18 @@ def compare(name: str | None, files: Mapping[str, Path], definitions: bool = Fal
     if not standing.num_trials:
         raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
     _write_files(board, files)
+    if html is not None:
+        from bench.report import make_report  # plotly, and torch for the pictures
+
+        make_report(folder, board, html)
     if not any(str(file) == STANDARD_OUTPUT for file in files.values()):
         console.print(f"{folder.name}: {standing.num_trials} trials on data {standing.data_fingerprint}", markup=False)
         if standing.num_others:
             console.print(f"{standing.num_others} on other data are left out: their scores do not compare.")
         print_leaderboard(console, board)
         print_effects(console, board)
+        if html is not None:
+            console.print(f"\nPage: {html}", markup=False)
         if definitions:
             _print_definitions(console, folder, board)
         if test is not None:

@@ -39,6 +39,7 @@ from bench.trial import LATER_SETTINGS, TrialResult
 
 ROOT = Path("mlruns/journal")
 SUPERSEDED = "superseded"
+REPORT = "report.html"  # of an experiment, in its folder: made at the end of a session, not needed to go on
 
 Int64 = npt.NDArray[np.int64]
 Line = dict[str, Any]  # an event as it is kept: its name, its time, its fields

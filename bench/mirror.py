@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.claim import hold
-from bench.journal import list_folders, list_superseded
+from bench.journal import REPORT, list_folders, list_superseded
 from bench.processes import start_process
 from bench.standing import read_standing
 from bench.tracking import Tracker
@@ -117,6 +117,7 @@ def sync_all(experiment_folder: Path) -> Iterator[tuple[int, int, bool]]:
         tracker.close_orphans(folders)
         for _ in tracker.show_standing(read_standing(experiment_folder), with_ranks=True):
             pass
+        _send_report(tracker, experiment_folder)
 
 
 def list_all_folders(experiment_folder: Path) -> list[Path]:
@@ -203,9 +204,17 @@ class _StandingSender:
         start = time.monotonic()
         for _ in tracker.show_standing(read_standing(self._folder), with_ranks=is_last):
             _tell(link, Status(0, False, "", tracker.experiment_id))
+        if is_last:
+            _send_report(tracker, self._folder)
         now = time.monotonic()
         self._due = now + max(STANDING_SECONDS, (now - start) * (1 / STANDING_SHARE - 1))
         self._is_stale = False
+
+
+def _send_report(tracker: Tracker, experiment_folder: Path) -> None:
+    page = experiment_folder / REPORT
+    if page.is_file():
+        tracker.log_report(page)
 
 
 def _send_left(link: Connection, tracker: Tracker, left: dict[Path, None]) -> None:

@@ -23,6 +23,7 @@ from bench.jobs import choose_jobs
 from bench.mirror import Mirror
 from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.scoring import format_busy, format_winner, score_winner
+from bench.standing import read_standing
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
 from bench.table import print_leaderboard
@@ -111,6 +112,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
             _show_outcome(console, data, board, outcome.skipped)
+            page = _write_page(console, folder)
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
                 _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
@@ -120,7 +122,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     if outcome.exit_code is not None:
         return _say_stopped(console, outcome.exit_code)
     _say_where_time_went(console, outcome, (time.monotonic() - start) * jobs)
-    _say_where(console, board, folder, mirror)
+    _say_where(console, board, folder, page, mirror)
     return FAILED if list_failed(ordered) or outcome.skipped else 0
 
 
@@ -201,6 +203,23 @@ def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: lis
     warn_of_leaks(console, data.leaks)
 
 
+def _write_page(console: Console, folder: Path) -> Path | None:
+    """The page of all that the experiment has finished, whatever grid it stood in."""
+    from bench.report import make_report  # plotly
+
+    board = read_standing(folder).board
+    if not board.rows:
+        return None
+    page = folder / journal.REPORT
+    try:
+        with console.status("writing the page"):
+            make_report(folder, board, page)
+    except InputError as error:
+        console.print(f"No page: {'; '.join(error.problems)}", markup=False)
+        return None
+    return page
+
+
 def _score_winner(
     console: Console, board: Leaderboard, source: str, folder: Path, mirror: Mirror, device_name: str
 ) -> None:
@@ -228,10 +247,12 @@ def _say_where_time_went(console: Console, outcome: _Outcome, seconds: float) ->
         console.print(f"Time: training {train:.1%}, validation {val:.1%}, all else {1 - train - val:.1%}")
 
 
-def _say_where(console: Console, board: Leaderboard, folder: Path, mirror: Mirror) -> None:
+def _say_where(console: Console, board: Leaderboard, folder: Path, page: Path | None, mirror: Mirror) -> None:
     if board.rows:
         best_folder = journal.list_folders(folder)[board.rows[0].best_result.key]
         console.print(f"\nBest model: {best_folder}/best.safetensors", markup=False)
+    if page is not None:
+        console.print(f"All of it on one page: {page}", markup=False)
     if mirror.num_left:
         reason = f" ({mirror.status.problem})" if mirror.status.problem else ""
         console.print(

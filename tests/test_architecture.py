@@ -94,6 +94,12 @@ ALLOWED = {
     "bench.scoring": {"numpy", "bench.claim", "bench.compare", "bench.counts", "bench.journal", "bench.run"}
     | {"bench.statistics", "bench.trial", "catseg.dataset", "catseg.photo"},
     "bench.definitions": {"numpy", "rich"},
+    "bench.curves": {"numpy", "bench.compare", "bench.journal"},
+    "bench.gallery": {"numpy", "PIL", "bench.compare", "bench.curves", "bench.journal", "catseg.checkpoint"}
+    | {"catseg.dataset", "catseg.device", "catseg.errors", "catseg.folder", "catseg.inference", "catseg.photo"},
+    "bench.page": {"bench.compare", "bench.statistics"},
+    "bench.report": {"plotly", "bench.compare", "bench.curves", "bench.gallery", "bench.journal", "bench.page"}
+    | {"catseg.errors", "catseg.files", "catseg.photo"},
     "bench.plan": {"bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
@@ -103,10 +109,11 @@ ALLOWED = {
     "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
     "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.scoring", "bench.stops", "bench.store"}
-    | {"bench.table", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
-    "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.scoring", "bench.table"}
-    | {"bench.standing", "bench.terminal", "catseg.errors", "catseg.files"},
+    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.standing"}
+    | {"bench.stops", "bench.store", "bench.table", "bench.terminal", "bench.trial", "catseg.dataset"}
+    | {"catseg.device", "catseg.errors"},
+    "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.report", "bench.scoring"}
+    | {"bench.table", "bench.standing", "bench.terminal", "catseg.errors", "catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
     | {"bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}

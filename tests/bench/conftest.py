@@ -253,6 +253,25 @@ def find_ranking():
     return find
 
 
+@pytest.fixture(scope="session")
+def read_board():
+    """read_board(folder): the leaderboard of an experiment's journal."""
+
+    def read(folder):
+        from bench.compare import make_leaderboard
+        from bench.curves import load_counts
+        from bench.journal import list_folders, read_result
+
+        folders = list_folders(folder)
+        results = [result for path in folders.values() if (result := read_result(path))]
+        counts = {result.key: load_counts(folders[result.key]) for result in results if result.status == "finished"}
+        return make_leaderboard(
+            results, {key: np.array([of[name] for name in sorted(of)], np.int64) for key, of in counts.items()}
+        )
+
+    return read
+
+
 @pytest.fixture
 def cats(tmp_path, monkeypatch, write_labelme_folder):
     """A working folder with three outlined cats in `cats` and its labels.txt; nothing is wrong with them."""
