@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from catseg.checkpoint import ModelCard
-from catseg.dataset import load_photo_set
+from catseg.dataset import load_test_set
 from catseg.errors import InputError
 from catseg.inference import compute_logits, evaluate, make_predictor
 from catseg.photo import fit_photo, read_photo
@@ -298,7 +298,7 @@ def test_tutorials_photos_are_predicted_at_their_own_size(tmp_path, real_data):
 def test_prediction_agrees_with_what_validation_counts(tmp_path, write_voc_folder):
     """The same network and photo, scored in training and predicted from the file: the same pixels."""
     folder, model = write_voc_folder(tmp_path / "voc", num=1), make_brightness_model()
-    photos = load_photo_set(str(folder), CARD.classes, CARD.image_size)
+    photos, _ = load_test_set(str(folder), CARD.classes, CARD.image_size)
     with torch.no_grad():
         model.bias.fill_(-30 * photos.photo_NSS3.mean() / 255)
     _, counts = evaluate(model, photos, "dice", 1, "auto", CPU)

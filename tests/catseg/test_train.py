@@ -289,9 +289,9 @@ def test_settings_that_make_no_sense_are_refused(settings, says):
 
 @pytest.mark.slow
 def test_tutorials_cats_are_learnt_by_heart(real_data):
-    from catseg.dataset import load_photo_set
+    from catseg.dataset import load_test_set
 
-    photos = load_photo_set(str(real_data / "tutorial-cats"), ("cat",), 64)
+    photos, _ = load_test_set(str(real_data / "tutorial-cats"), ("cat",), 64)
     config = dataclasses.replace(TINY, image_size=64, epochs=60, batch_size=8, lr=0.005)
     *_, last = train(make_unet(UNetConfig(8), 0), photos, photos, config, CPU)
     assert compute_metrics(last.val_counts_NK3)["miou"] > 0.8
