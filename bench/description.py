@@ -97,7 +97,11 @@ def format_board_note(board: Leaderboard) -> str:
     """An experiment's description: what leads, for MLflow shows the first line alone until it is asked for more;
     then the leaderboard, as many rows of it as MLflow takes.
     """
-    lines = [f"{BOARD_HEADING} {_format_lead(board)}", "", *map(_space_out, format_markdown(board).splitlines())]
+    lines = [
+        f"{BOARD_HEADING} {_format_lead(board)}",
+        "",
+        *map(_space_out, format_markdown(board, is_narrow=True).splitlines()),
+    ]
     num_cut = 0
     while sum(len(line) + 1 for line in lines) > MAX_NOTE_CHARACTERS:
         last_row = max(index for index, line in enumerate(lines) if line.startswith("|"))

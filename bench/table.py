@@ -166,9 +166,10 @@ def format_json(board: Leaderboard) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def format_markdown(board: Leaderboard) -> str:
-    """The leaderboard as a Markdown table, and what it is worth under it."""
+def format_markdown(board: Leaderboard, is_narrow: bool = False) -> str:
+    """The leaderboard as a Markdown table, and what it is worth under it; `is_narrow`: without what can be spared."""
     columns = [*_list_settings(board), *_list_scores(), *_list_costs(board)]
+    columns = [column for column in columns if column.rank <= 1 or not is_narrow]
     header = " | ".join(column.header.replace("_\n", "_").replace("\n", " ") for column in columns)
     lines = [f"| {header} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(column.format(row) for column in columns)} |" for row in board.rows]
@@ -193,7 +194,7 @@ def _list_scores() -> list[Column]:
         Column("95 %", lambda row: _format_interval(row.score, signed=False), rank=1),
         Column("per\nphoto", lambda row: _format(row.find_median("val/miou_per_photo"), 3), rank=3),
         Column("to best", lambda row: f"{row.to_best.value:+.3f}" if row.to_best else "", rank=2),
-        Column("95 %", lambda row: _format_interval(row.to_best) if row.to_best else ""),
+        Column("to best,\n95 %", lambda row: _format_interval(row.to_best) if row.to_best else ""),
         Column("", format_verdict),
         Column("each seed", lambda row: " ".join(f"{miou:.3f}" for miou in row.mious), rank=4),
     ]
