@@ -112,7 +112,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
             _show_outcome(console, data, board, outcome.skipped)
-            page = _write_page(console, folder)
+            page = _write_page(console, folder, is_new=bool(plan.pending))
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
                 _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
@@ -203,14 +203,16 @@ def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: lis
     warn_of_leaks(console, data.leaks)
 
 
-def _write_page(console: Console, folder: Path) -> Path | None:
-    """The page of all that the experiment has finished, whatever grid it stood in."""
+def _write_page(console: Console, folder: Path, is_new: bool) -> Path | None:
+    """The page of all that the experiment has finished, whatever grid it stood in; it stays if nothing is new."""
     from bench.report import make_report  # plotly
 
+    page = folder / journal.REPORT
+    if page.is_file() and not is_new:
+        return page
     board = read_standing(folder).board
     if not board.rows:
         return None
-    page = folder / journal.REPORT
     try:
         with console.status("writing the page"):
             make_report(folder, board, page)

@@ -128,6 +128,18 @@ def test_the_output_counts_the_trials_ranks_them_lists_the_failed_and_says_where
     assert all(line.isprintable() for line in lines)
 
 
+def test_the_page_of_it_all_lies_beside_the_journal_and_in_mlflow_at_the_best_run(finished, finished_runs):
+    page = finished / "mlruns/journal/tiny/report.html"
+    assert f"All of it on one page: {page.relative_to(finished)}" in (finished / "output").read_text()
+    assert b"One seed per setting: an order, not a comparison" in page.read_bytes()
+    kept = {
+        lr: list((finished / "mlruns").rglob(f"{run.info.run_id}/artifacts/report.html"))
+        for lr, run in finished_runs.items()
+    }
+    assert [lr for lr, pages in kept.items() if pages] == ["0.03"]
+    assert kept["0.03"][0].read_bytes() == page.read_bytes()
+
+
 def test_learning_is_seen_in_the_scores(finished_runs):
     """A bright square on a dark ground: who learns at a sane rate finds it, who hardly learns does not."""
     best = {lr: run.data.metrics.get("val/best_miou") for lr, run in finished_runs.items()}
