@@ -137,6 +137,8 @@ def compare(
 
             if experiment is not None:
                 raise InputError(f"--speed: compares two files, not an experiment, got {experiment}; leave it out")
+            if definitions or any(option is not None for option in (csv, markdown, json, html, test)):
+                raise InputError("--speed: compares two files of benchmarks; leave the other options out")
             typer.echo("\n".join(compare_speed(*speed)))
 
 

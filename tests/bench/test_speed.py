@@ -191,3 +191,11 @@ def test_the_command_compares_two_files_or_an_experiment_but_not_both(write, ben
     assert "not an experiment, got tiny; leave it out" in result.stderr
     result = bench("compare", "--speed", path, "absent.json")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("option", [("--csv", "out.csv"), ("--definitions",), ("--test", "photos")])
+def test_what_is_for_scores_is_not_for_speed(write, bench, option):
+    path = str(write("a.json", make_content(ENTRY)))
+    result = bench("compare", "--speed", path, path, *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "leave the other options out" in result.stderr
