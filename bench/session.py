@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal
-from bench.claim import make_experiment_folder
+from bench.claim import hold, make_experiment_folder
 from bench.compare import Leaderboard, list_failed, make_leaderboard, rank
 from bench.driver import run_pending
 from bench.engine import LocalEngine
@@ -39,6 +39,7 @@ from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Tr
 from catseg.dataset import Data, load_data
 from catseg.device import choose_device
 from catseg.errors import InputError
+from catseg.files import remove_leftovers
 
 FAILED = 1  # exit code: some trial ended without a model
 DRAIN_SECONDS, DRAIN_SECONDS_STOPPED = 40.0, 5.0  # of silence; a request is given up after some 30
@@ -214,10 +215,11 @@ def _write_page(console: Console, folder: Path, is_new: bool) -> Path | None:
     if not board.rows:
         return None
     try:
-        with console.status("writing the page"):
+        with hold(folder / "report.lock"), console.status("writing the page"):
+            remove_leftovers(folder)  # of one that was killed; with the lock, nobody else writes here
             make_report(folder, board, page)
-    except InputError as error:
-        console.print(f"No page: {'; '.join(error.problems)}", markup=False)
+    except (InputError, OSError) as error:  # a full disk: all else is kept
+        console.print(f"No page: {error}", markup=False)
         return None
     return page
 

@@ -111,7 +111,7 @@ ALLOWED = {
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
     | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.standing"}
     | {"bench.stops", "bench.store", "bench.table", "bench.terminal", "bench.trial", "catseg.dataset"}
-    | {"catseg.device", "catseg.errors"},
+    | {"catseg.device", "catseg.errors", "catseg.files"},
     "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.report", "bench.scoring"}
     | {"bench.table", "bench.standing", "bench.terminal", "catseg.errors", "catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
