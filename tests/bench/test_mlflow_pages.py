@@ -132,7 +132,8 @@ def test_the_list_shows_the_best_run_first_its_data_its_settings_and_the_leaderb
     page.locator("[data-component-id='mlflow.experiment.metadata_editor.expand_button']").click()
     page.get_by_role("cell", name="best", exact=True).or_(page.locator("td", has_text=re.compile("^best$"))).wait_for()
     assert page.locator("table tbody tr").count() == 2  # a row for each setting that finished
-    page.get_by_text("4 trials failed.").wait_for()
+    page.locator("li", has_text="FAILED").first.wait_for()
+    assert page.locator("li", has_text="FAILED").count() == 4
     page.get_by_placeholder("metrics.rmse").fill('params.loss = "dice" and params.lr = "0.003"')
     page.keyboard.press("Enter")
     page.get_by_text("2 matching runs").wait_for()
