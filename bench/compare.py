@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from bench.trial import TrialResult
 
 SEED = "seed"
 NAMED = ("init_features", "lr", "image_size", "loss")  # of a setting that stands alone
+ONE_SEED = "one seed: not a comparison"  # of a setting
+NO_SPREAD = "One seed per setting: an order, not a comparison"  # of all of them
 MAX_DRAWN = 20_000_000  # scores: 10,000 trials are drawn 2,000 times
 
 
@@ -41,6 +43,18 @@ class Row:
     rank: int  # 1 is shared by the best and all that are tied with it
     to_best: Estimate | None  # what it is better (above 0) or worse by; None: it is the best
     is_tied: bool | None  # with the best; None: one seed, so nobody knows
+
+    @property
+    def state(self) -> Literal["best", "tied", "worse", "unknown"]:
+        """What it is beside the best; "best" is what leads, with one seed, too."""
+        if self.to_best is None:
+            return "best"
+        return "unknown" if self.is_tied is None else "tied" if self.is_tied else "worse"
+
+    @property
+    def verdict(self) -> str:
+        """The same in a word or a few: with one seed there is none."""
+        return ONE_SEED if self.is_tied is None else self.state
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -119,7 +133,7 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
     rows = _judge(groups, draws)
     tried = [*(row.settings for row in rows), *(drop_seed(result.settings) for result in failed)]
-    varying = tuple(name for name in rows[0].settings if len({str(settings.get(name)) for settings in tried}) > 1)
+    varying = find_varying(tried)
     timed = [result for group in groups for result in group if find_machine(result) != MIXED]
     frequency = Counter(find_machine(result) for result in timed)
     words = {find_machine(result): format_machine(result.environment) for result in timed}
@@ -129,9 +143,20 @@ def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]
     )
 
 
-def name_settings(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
+def find_varying(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of those in which any two differ."""
+    names = settings[0] if settings else ()
+    return tuple(name for name in names if len({str(each.get(name)) for each in settings}) > 1)
+
+
+def name_settings(settings: Mapping[str, Any], varying: Sequence[str], separator: str = " ") -> str:
     """What tells a setting from others; where nothing varies, what it is."""
-    return " ".join(f"{name}={settings.get(name)}" for name in varying or NAMED)
+    return separator.join(f"{name}={settings.get(name)}" for name in varying or NAMED)
+
+
+def identify(settings: Mapping[str, Any]) -> str:
+    """The same for equal settings, in whatever order they were kept."""
+    return repr(sorted(settings.items()))
 
 
 def drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +167,16 @@ def drop_seed(settings: dict[str, Any]) -> dict[str, Any]:
 def find_machine(result: TrialResult) -> str:
     """The fingerprint of what its seconds were taken on; "mixed" compares with nobody's."""
     return result.environment.get("machine_fingerprint", MIXED)
+
+
+def mark_machine(index: int) -> str:
+    """A, B, ... Z, 27, 28, ...: by what a column of timings says whose they are."""
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def sort_values(values: Iterable[Any]) -> list[Any]:
+    """The values of a setting: numbers by size, words by the alphabet."""
+    return sorted(set(values), key=lambda value: (isinstance(value, str), value))
 
 
 def rank(results: Iterable[TrialResult]) -> list[TrialResult]:
@@ -159,7 +194,7 @@ def _fold(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
     """The results of each setting, by seed."""
     groups: dict[str, list[TrialResult]] = {}
     for result in results:
-        groups.setdefault(repr(sorted(drop_seed(result.settings).items())), []).append(result)
+        groups.setdefault(identify(drop_seed(result.settings)), []).append(result)
     return [sorted(group, key=lambda result: int(result.settings[SEED])) for group in groups.values()]
 
 
@@ -203,9 +238,9 @@ def _find_effects(rows: tuple[Row, ...], varying: tuple[str, ...], draws: Draws)
     for name in varying:
         by_context: dict[str, dict[Any, int]] = {}
         for index, row in enumerate(rows):
-            context = repr(sorted((other, row.settings[other]) for other in varying if other != name))
+            context = identify({other: row.settings[other] for other in varying if other != name})
             by_context.setdefault(context, {})[row.settings[name]] = index
-        for before, after in pairwise(_sort_values({row.settings[name] for row in rows})):
+        for before, after in pairwise(sort_values(row.settings[name] for row in rows)):
             pairs = [(at[before], at[after]) for at in by_context.values() if before in at and after in at]
             if not pairs:
                 continue
@@ -216,8 +251,3 @@ def _find_effects(rows: tuple[Row, ...], varying: tuple[str, ...], draws: Draws)
             num_seeds = min(len(rows[index].results) for pair in pairs for index in pair)
             effects.append(Effect(name, before, after, estimate(draws, weights_A), len(pairs), num_seeds))
     return tuple(effects)
-
-
-def _sort_values(values: set[Any]) -> list[Any]:
-    """Numbers by size, words by the alphabet."""
-    return sorted(values, key=lambda value: (isinstance(value, str), value))

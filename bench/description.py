@@ -19,7 +19,6 @@ RUN_HEADING = "Settings that vary:"
 BOARD_HEADING = "Leaderboard, kept by `bench`:"
 NUM_RANKED = 100  # runs below learn no rank: with each new result, those of all below it change
 MAX_NOTE_CHARACTERS = 18_000  # MLflow takes 20,000
-SAME_AS_TRAIN = "train"  # what `val` says where the training photos are validated on, too
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def describe_data(data: dict[str, Any]) -> list[Photos]:
     else:
         val_name = Path(val).name or val
         val_name += ", for validation" if val_name == name else ""
-    source = train if val in (None, SAME_AS_TRAIN) else val
+    source = train if val is None or data["val_is_train"] else val
     roles = [("training", name, train, data["train_photos"]), ("validation", val_name, source, data["val_photos"])]
     return [
         Photos(context, called, data["fingerprint"], where, json.dumps({"photos": count, "classes": data["classes"]}))
@@ -141,6 +140,4 @@ def _judge(row: Row) -> str:
         return "best"
     if row.is_tied is None:
         return f"{row.to_best.value:+.3f}, one seed: nobody knows"
-    if row.is_tied:
-        return f"tied ({row.to_best.low:+.3f} to {row.to_best.high:+.3f})"
-    return f"worse ({row.to_best.low:+.3f} to {row.to_best.high:+.3f})"
+    return f"{row.state} ({row.to_best.low:+.3f} to {row.to_best.high:+.3f})"

@@ -20,7 +20,6 @@ from PIL import Image
 from bench.compare import Leaderboard, Row
 from bench.curves import Curves, compute_iou, load_counts
 from bench.journal import list_folders, read_settings
-from catseg.dataset import SAME_AS_TRAIN
 from catseg.errors import InputError
 from catseg.folder import Pair, list_pairs
 from catseg.photo import VOID, UInt8, fit_photo, fit_size
@@ -109,8 +108,7 @@ def _read_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[UInt8, 
 
 def _find_pairs(data: dict[str, Any], names: Sequence[str]) -> list[Pair]:
     """The named photos, in that order, from where validation photos were taken; held-out ones are in `train`."""
-    is_apart = data["val"] not in (None, SAME_AS_TRAIN) and not data["val_is_train"]
-    source = data["val"] if is_apart else data["train"]
+    source = data["train"] if data["val"] is None or data["val_is_train"] else data["val"]
     pairs = {pair.name: pair for pair in list_pairs(source, tuple(data["classes"]))}
     absent = [name for name in names if name not in pairs]
     if absent:

@@ -7,13 +7,12 @@ Knows nothing of files, charts or photos.
 from collections.abc import Iterable
 from html import escape
 
-from bench.compare import Effect, Leaderboard, Row
+from bench.compare import NO_SPREAD, ONE_SEED, Effect, Leaderboard, Row, mark_machine, name_settings
 from bench.statistics import Estimate
 
 MAX_ROWS = 1000  # of the table; a browser sorts them in a moment
 BAR_WIDTH, BAR_HEIGHT = 132, 18  # px, of an interval with its seeds
 MINUS, NOTHING = "\u2212", "\u2013"  # as they are set in print
-ONE_SEED = "One seed per setting: an order, not a comparison"
 
 # What a setting costs wherever it runs, and what it costs on one machine: metric, heading, digits, title.
 COSTS = (
@@ -30,7 +29,7 @@ MACHINE_COSTS = (
 
 def name_row(row: Row, board: Leaderboard) -> str:
     """init_features=16, lr=0.003: what sets it apart."""
-    return ", ".join(f"{name}={row.settings[name]}" for name in board.varying) or "the only setting"
+    return name_settings(row.settings, board.varying, ", ")
 
 
 def format_verdict(board: Leaderboard) -> str:
@@ -41,10 +40,10 @@ def format_verdict(board: Leaderboard) -> str:
     score = f"val/miou {_format_interval(best.score)}"
     if not others:
         return f"{name_row(best, board)} has finished, with {score}; there is nothing to compare it with."
-    states = list_states(others)
+    states = [row.state for row in others]
     tied, unknown, worse = (states.count(state) for state in ("tied", "unknown", "worse"))
     if unknown == len(others):
-        few = ONE_SEED if all(len(row.results) == 1 for row in board.rows) else "Too few seeds: an order, no comparison"
+        few = NO_SPREAD if not board.has_spread else "Too few seeds: an order, no comparison"
         return f"{few}. First in it is {name_row(best, board)} with {score}."
     if len(others) == 1:
         rest = "the other one cannot be told from it" if tied else "the other one is worse"
@@ -99,7 +98,7 @@ def make_leaderboard_table(board: Leaderboard) -> str:
                 for machine, metric, _, digits, _ in machine_costs
             ),
         ]
-        body.append(f'<tr class="{_name_state(row)}">{"".join(cells)}</tr>')
+        body.append(f'<tr class="{row.state}">{"".join(cells)}</tr>')
     return (
         f"<table id=leaderboard><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
         if rows
@@ -172,8 +171,8 @@ def format_method(board: Leaderboard) -> str:
         "val/miou is the intersection over union of each class, pixels pooled over all "
         f"{board.num_photos} validation photos, the mean over the classes, and then over the seeds of a setting. "
         f"Its 95 % interval comes from drawing seeds and photos anew {board.num_draws:,} times, the same photos for "
-        "all settings, and from Student's t, for a few seeds say little of their spread; with one seed it is of the "
-        "photos alone. "
+        "all settings, and from Student's t, for a few seeds say little of their spread; with one seed everywhere it "
+        "is of the photos alone. "
         "The best setting is compared with every other on the same photos, and Holm's correction keeps the chance "
         "of one wrong verdict among all of them at 5 %."
     )
@@ -182,21 +181,7 @@ def format_method(board: Leaderboard) -> str:
 def _name_machines(board: Leaderboard) -> dict[str, str]:
     """' (A)', ' (B)', ...: nothing where there is one machine."""
     several = len(board.machines) > 1
-    return {
-        machine: f" ({chr(65 + n % 26)}{n // 26 or ''})" if several else "" for n, machine in enumerate(board.machines)
-    }
-
-
-def _name_state(row: Row) -> str:
-    """best, tied, worse or unknown: what a row is to the best."""
-    if row.to_best is None:
-        return "best"
-    return "unknown" if row.is_tied is None else "tied" if row.is_tied else "worse"
-
-
-def list_states(rows: Iterable[Row]) -> list[str]:
-    """best, tied, worse or unknown for each row."""
-    return [_name_state(row) for row in rows]
+    return {machine: f" ({mark_machine(n)})" if several else "" for n, machine in enumerate(board.machines)}
 
 
 def _head(text: str, title: str, kind: str = "text") -> str:
@@ -230,14 +215,8 @@ def _sign(number: float) -> str:
 
 
 def _verdict_cell(row: Row) -> str:
-    words = {
-        "best": "best",
-        "tied": "tied",
-        "worse": "worse",
-        "unknown": "one seed: not a comparison",
-    }[_name_state(row)]
-    order = {"best": 0, "tied": 1, "unknown": 2, "worse": 3}[_name_state(row)]
-    return f'<td data-v="{order}"><span class="verdict">{words}</span></td>'
+    order = {"best": 0, "tied": 1, "unknown": 2, "worse": 3}[row.state]
+    return f'<td data-v="{order}"><span class="verdict">{ONE_SEED if row.state == "unknown" else row.state}</span></td>'
 
 
 def _epochs_cell(row: Row) -> str:
@@ -263,7 +242,7 @@ def _list_seeds(row: Row) -> str:
 
 def _effect_row(effect: Effect, scale: tuple[float, float]) -> str:
     change = effect.change
-    says = "one seed: not a comparison" if effect.num_seeds < 2 else "no difference seen"
+    says = ONE_SEED if effect.num_seeds < 2 else "no difference seen"
     if effect.num_seeds > 1 and not change.holds_zero:
         says = "better" if change.value > 0 else "worse"
     interval = f"{_sign(change.low)} to {_sign(change.high)}"

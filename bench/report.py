@@ -22,7 +22,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from bench.compare import Leaderboard
+from bench.compare import NO_SPREAD, Leaderboard, mark_machine, sort_values
 from bench.curves import Curves, load_curves
 from bench.gallery import Gallery, make_gallery
 from bench.journal import list_folders, read_settings
@@ -33,7 +33,6 @@ from bench.page import (
     format_method,
     format_verdict,
     list_failed,
-    list_states,
     make_effects_table,
     make_leaderboard_table,
     name_row,
@@ -173,10 +172,10 @@ def _make_notes(board: Leaderboard) -> str:
     if len(board.rows) > MAX_ROWS:
         notes.append(f"The best {MAX_ROWS:,} of {len(board.rows):,} settings.")
     if len(board.machines) > 1:
-        words = "; ".join(f"({chr(65 + number % 26)}) {words}" for number, words in enumerate(board.machines.values()))
+        words = "; ".join(f"({mark_machine(number)}) {words}" for number, words in enumerate(board.machines.values()))
         notes.append(f"Timed on several machines, whose seconds do not compare: {words}.")
-    if board.rows and all(row.is_tied is None for row in board.rows):
-        notes.append("One seed per setting: an order, not a comparison; intervals are of the photos alone.")
+    if board.rows and not board.has_spread:
+        notes.append(f"{NO_SPREAD}; intervals are of the photos alone.")
     return "".join(f"<p>{escape(note)}</p>" for note in notes)
 
 
@@ -186,7 +185,7 @@ def _gather(board: Leaderboard, curves: Curves, gallery: Gallery) -> dict[str, A
     return {
         "settings": [name_row(row, board) for row in rows],
         "scores": [[round(number, 5) for number in (r.score.value, r.score.low, r.score.high)] for r in rows],
-        "states": list_states(rows),
+        "states": [row.state for row in rows],
         "axes": [_make_axis(name, [row.settings[name] for row in rows[:MAX_SETTINGS]]) for name in board.varying],
         "machines": [
             {"name": words, "costs": _gather_costs(board, machine)} for machine, words in board.machines.items()
@@ -218,7 +217,7 @@ def _gather(board: Leaderboard, curves: Curves, gallery: Gallery) -> dict[str, A
 
 def _make_axis(name: str, values: list[Any]) -> dict[str, Any]:
     """A setting's values in order, and which of them each row has."""
-    ordered = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    ordered = sort_values(values)
     return {"name": name, "values": [str(value) for value in ordered], "at": [ordered.index(v) for v in values]}
 
 

@@ -6,7 +6,7 @@ Knows nothing of how the winner was chosen, nor of MLflow.      (S seeds, N phot
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.claim import hold, write_test
-from bench.compare import Leaderboard, drop_seed, name_settings
+from bench.compare import Leaderboard, drop_seed, find_varying, identify, name_settings
 from bench.counts import format_counts, parse_counts
 from bench.journal import Line, is_running, list_folders, list_superseded, read_settings, read_tests
 from bench.statistics import Estimate, draw, estimate
@@ -132,10 +132,10 @@ def _summarise(
     counts = [kept for scoring in scorings if (kept := parse_counts(scoring))]
     draws = draw([np.stack([kept.counts_NK3 for kept in counts])])
     time_ms = max(scoring["time_ms"] for scoring in scorings)
-    mine = (_identify(row.settings), row.results[0].data_fingerprint, time_ms)
+    mine = (identify(row.settings), row.results[0].data_fingerprint, time_ms)
     looks = _list_looks(experiment_folder, source, scorings[0]["fingerprint"])
     tried = [drop_seed(result.settings) for result in board.failed] + [other.settings for other in board.rows]
-    varying = _find_varying([*tried, *looks.values()])
+    varying = find_varying([*tried, *looks.values()])
     return WinnerScore(
         name_settings(row.settings, varying),
         row.settings,
@@ -143,7 +143,7 @@ def _summarise(
         row.seeds,
         tuple(scoring["metrics"] for scoring in scorings),
         estimate(draws, np.ones(1)),
-        len({_identify(settings) for settings in tried}),
+        len({identify(settings) for settings in tried}),
         draws.num_photos,
         time_ms,
         is_recorded,
@@ -174,18 +174,8 @@ def _list_looks(experiment_folder: Path, source: str, fingerprint: str) -> dict[
             if kept is not None and is_same:
                 settings = drop_seed(LATER_SETTINGS | kept["settings"])
                 data = kept.get("data", {}).get("fingerprint", "")
-                looks[_identify(settings), data, scoring["time_ms"]] = settings
+                looks[identify(settings), data, scoring["time_ms"]] = settings
     return looks
-
-
-def _identify(settings: dict[str, Any]) -> str:
-    return repr(sorted(settings.items()))
-
-
-def _find_varying(settings: Iterable[dict[str, Any]]) -> list[str]:
-    """The names of those in which any two differ."""
-    settings = list(settings)
-    return [name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1]
 
 
 def format_winner(score: WinnerScore) -> list[str]:

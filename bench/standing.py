@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import Leaderboard, make_leaderboard
+from bench.compare import Leaderboard, find_varying, make_leaderboard
 from bench.journal import gather_counts, list_folders, read_result
 from bench.trial import TrialResult
 
@@ -26,8 +26,7 @@ class Standing:
     def list_varying(self) -> list[str]:
         """The settings in which trials differ, failed ones too, the seed among them."""
         results = [*self.board.failed, *(result for row in self.board.rows for result in row.results)]
-        names = results[0].settings if results else ()
-        return [name for name in names if len({str(result.settings[name]) for result in results}) > 1]
+        return list(find_varying([result.settings for result in results]))
 
     def list_best(self) -> Iterator[TrialResult]:
         """The best seed of the setting that leads, then what would be the best without it, and so on."""

@@ -14,14 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import Leaderboard, Row, find_machine, name_settings
+from bench.compare import NO_SPREAD, ONE_SEED, Leaderboard, Row, find_machine, mark_machine, name_settings
 from bench.environment import MIXED
 from bench.statistics import Estimate
 from bench.terminal import format_failed
 
 MAX_ROWS = 100  # on a terminal: nobody reads ten thousand
-ONE_SEED = "one seed: not a comparison"
-NO_SPREAD = "One seed per setting: an order, not a comparison."
 
 # What is timed, and so is worth something only beside what the same machine did: header, metric, decimals, rank.
 TIMED = (
@@ -88,7 +86,7 @@ def describe_verdict(board: Leaderboard) -> list[str]:
     if not board.rows:
         return []
     if not board.has_spread:
-        return [NO_SPREAD]
+        return [f"{NO_SPREAD}."]
     tied = [row for row in board.rows[1:] if row.is_tied]
     unknown = sum(row.is_tied is None for row in board.rows)
     best = f"{name_settings(board.rows[0].settings, board.varying)} is best, val/miou {board.rows[0].score.value:.3f}"
@@ -110,19 +108,13 @@ def describe_verdict(board: Leaderboard) -> list[str]:
     return lines
 
 
-def format_verdict(row: Row) -> str:
-    if row.is_tied is None:
-        return ONE_SEED
-    return "best" if row.to_best is None else "tied" if row.is_tied else "worse"
-
-
 def make_records(board: Leaderboard) -> list[dict[str, Any]]:
     """Every row as plain values by name, unrounded; None where there is none. Timings: one column per machine."""
     records = []
     for row in board.rows:
         record: dict[str, Any] = {"rank": row.rank, **row.settings, "num_seeds": len(row.results)}
         record |= {"seeds": list(row.seeds), "val/miou": row.score.value, "sd": row.sd, "seed_mious": list(row.mious)}
-        record |= {"low": row.score.low, "high": row.score.high, "verdict": format_verdict(row)}
+        record |= {"low": row.score.low, "high": row.score.high, "verdict": row.verdict}
         to_best = row.to_best
         record |= {"to_best": to_best.value if to_best else None}
         record |= {"to_best_low": to_best.low if to_best else None, "to_best_high": to_best.high if to_best else None}
@@ -195,7 +187,7 @@ def _list_scores() -> list[Column]:
         Column("per\nphoto", lambda row: _format(row.find_median("val/miou_per_photo"), 3), rank=3),
         Column("to best", lambda row: f"{row.to_best.value:+.3f}" if row.to_best else "", rank=2),
         Column("to best,\n95 %", lambda row: _format_interval(row.to_best) if row.to_best else ""),
-        Column("", format_verdict),
+        Column("", lambda row: row.verdict),
         Column("each seed", lambda row: " ".join(f"{miou:.3f}" for miou in row.mious), rank=4),
     ]
 
@@ -209,7 +201,7 @@ def _list_costs(board: Leaderboard) -> list[Column]:
         return format_cell
 
     machines = list(board.machines)
-    marks = [f" {_mark(index)}" if len(machines) > 1 else "" for index in range(len(machines))]
+    marks = [f" {mark_machine(index)}" if len(machines) > 1 else "" for index in range(len(machines))]
     timed = [
         Column(f"{header}{mark}", show(name, decimals, machine), rank)
         for mark, machine in zip(marks, machines, strict=True)
@@ -227,17 +219,12 @@ def _list_costs(board: Leaderboard) -> list[Column]:
 
 def _describe_machines(board: Leaderboard) -> list[str]:
     machines = list(board.machines.values())
-    lines = [f"Machine {_mark(index)}: {words}" for index, words in enumerate(machines)]
+    lines = [f"Machine {mark_machine(index)}: {words}" for index, words in enumerate(machines)]
     if len(machines) == 1:
         lines = [f"Machine: {machines[0]}"]
     if any(find_machine(result) == MIXED for row in board.rows for result in row.results):
         lines.append("Not timed: several machines or numbers of threads in one trial")
     return lines
-
-
-def _mark(index: int) -> str:
-    """A, B, ... Z, 27, 28, ..."""
-    return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
 def _print_table(console: Console, board: Leaderboard, columns: Sequence[Column]) -> None:
