@@ -24,7 +24,6 @@ from catseg.optimizer import hand_over_gradients, make_optimizer
 from catseg.settings import TrainConfig
 from catseg.unet import UNet
 
-
 # What `compile: auto` reckons with on a GPU: the seconds it takes, and what share of a step it saves. Of 163 networks
 # on an A100 it saved 0.3 (pytorch.org on torch.compile 2.0); not measured here.
 COMPILE_SECONDS, COMPILE_SAVING = 60.0, 0.3

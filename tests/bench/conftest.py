@@ -5,11 +5,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,6 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.servers import ask, chromium, free_port, start_server
+
+__all__ = ["ask", "chromium", "free_port", "start_server"]  # fixtures, for pytest to find here
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything imports mlflow
 
@@ -256,20 +258,9 @@ def find_ranking():
 @pytest.fixture(scope="session")
 def read_board():
     """read_board(folder): the leaderboard of an experiment's journal."""
+    from bench.standing import read_standing
 
-    def read(folder):
-        from bench.compare import make_leaderboard
-        from bench.curves import load_counts
-        from bench.journal import list_folders, read_result
-
-        folders = list_folders(folder)
-        results = [result for path in folders.values() if (result := read_result(path))]
-        counts = {result.key: load_counts(folders[result.key]) for result in results if result.status == "finished"}
-        return make_leaderboard(
-            results, {key: np.array([of[name] for name in sorted(of)], np.int64) for key, of in counts.items()}
-        )
-
-    return read
+    return lambda folder: read_standing(folder).board
 
 
 @pytest.fixture
@@ -279,61 +270,6 @@ def cats(tmp_path, monkeypatch, write_labelme_folder):
     write_labelme_folder(tmp_path / "cats", num=3)
     Path("labels.txt").write_text("__ignore__\n_background_\ncat\n")
     return tmp_path / "cats"
-
-
-@pytest.fixture
-def free_port():
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def start_server(wait_until):
-    """Run MLflow's server or pages until the end of the test, from the moment it answers."""
-    processes = []
-
-    def start(command, port, **options):
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, start_new_session=True, **silent, **options)
-        processes.append(process)
-
-        def answers():
-            assert process.poll() is None, f"the server ended with {process.returncode}"
-            try:
-                return _ask(port, "/health") == b"OK"
-            except OSError:
-                return False
-
-        wait_until(answers)
-        return process
-
-    yield start
-    for process in processes:
-        _stop_server(process)
-
-
-def _stop_server(process):
-    if process.poll() is None:
-        os.killpg(process.pid, 9)
-    process.wait()
-
-
-def _ask(port, path, **content):
-    """Bytes of a GET, or of a POST of `content` as JSON."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
-    if content:
-        request.data = json.dumps(content).encode()
-        request.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return answer.read()
-
-
-@pytest.fixture(scope="session")
-def ask():
-    """ask(port, path, **content): the answer of a server on this machine."""
-    return _ask
 
 
 class _NoMirror:
@@ -393,16 +329,3 @@ def hash_weights():
         }
 
     return compute
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A real browser without a screen; skips where Playwright or Debian's Chromium is not installed."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
