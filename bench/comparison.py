@@ -31,11 +31,11 @@ def compare(name: str | None, files: Mapping[str, Path], definitions: bool = Fal
     `definitions`: what other tools would print for the best. `test`: photos that the best is scored on, once.
     """
     console = make_console()
-    folder = _choose_experiment(name)
+    folder = choose_experiment(name)
     results = [result for path in journal.list_folders(folder).values() if (result := journal.read_result(path))]
     if not results:
         raise InputError(f"{folder}: no trial has ended yet; `bench run` starts some")
-    latest = _find_latest_data(folder, results)
+    latest = find_latest_data(folder, results)
     shown = [result for result in results if result.data_fingerprint == latest]
     board = make_leaderboard(shown, journal.gather_counts(folder, shown))
     _write_files(board, files)
@@ -84,7 +84,8 @@ def _write_files(board: Leaderboard, files: Mapping[str, Path]) -> None:
                 raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
-def _choose_experiment(name: str | None) -> Path:
+def choose_experiment(name: str | None) -> Path:
+    """The folder of the experiment that is meant; InputError if it is not clear which."""
     there = journal.list_experiments()
     names = ", ".join(folder.name for folder in there)
     if not there:
@@ -97,7 +98,7 @@ def _choose_experiment(name: str | None) -> Path:
     return chosen[0]
 
 
-def _find_latest_data(folder: Path, results: list[TrialResult]) -> str:
+def find_latest_data(folder: Path, results: list[TrialResult]) -> str:
     """The data of the result that was committed last."""
     folders = journal.list_folders(folder)
     return max(results, key=lambda result: (folders[result.key] / "result.json").stat().st_mtime_ns).data_fingerprint

@@ -19,11 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from catseg.folding import fold_batch_norm
+from catseg.runtimes import LOGITS, PHOTO
 from catseg.settings import STRIDE
 from catseg.unet import UNet
 
 OPSET, IR_VERSION = 17, 8  # of 2022: every runtime since reads them
-PHOTO, PROBABILITY, LOGITS = "photo_BHW3", "probability_BKHW", "logits_BKHW"
+PROBABILITY = "probability_BKHW"
 
 
 class _Graph:

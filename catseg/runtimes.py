@@ -42,7 +42,7 @@ RUNTIMES = {
 
 
 class _Session(nn.Module):
-    """A file in onnxruntime, where a U-Net is expected: photo_B3HW, floats 0..1 -> logits_BKHW. Threads may share it."""
+    """A file in onnxruntime in place of a U-Net: photo_B3HW, floats 0..1 -> logits_BKHW. Threads may share it."""
 
     def __init__(self, data: bytes, num_threads: int) -> None:
         import onnxruntime
@@ -85,8 +85,7 @@ def to_bytes(photo_B3HW: torch.Tensor) -> UInt8:
 def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor:
     """An ONNX file made ready for inference; `where` is what it is called in a refusal, `name` one of RUNTIMES."""
     runtime = RUNTIMES[name]
-    if not is_installed(runtime.library):
-        raise InputError(f"--runtime {name}: {runtime.library} is not installed; {INSTALL}, or use another runtime")
+    require(runtime.library)
     try:
         if runtime.library == "onnxruntime":
             network: nn.Module = _Session(data, num_threads)
@@ -96,6 +95,14 @@ def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{where}: {runtime.library} cannot open it ({reason}); export the model again") from None
     return Predictor(network, torch.float32, torch.device("cpu"))
+
+
+def require(*libraries: str) -> None:
+    """InputError if one of those that a machine may do without is not there."""
+    for library in libraries:
+        if not is_installed(library):
+            remedy = f"pip install {library}" if library == "openvino" else INSTALL
+            raise InputError(f"{library}: is not installed; {remedy}, or use another --runtime")
 
 
 def is_installed(library: str) -> bool:

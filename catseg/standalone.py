@@ -43,7 +43,7 @@ def resize_linear(values_KHW: Any, height: int, width: int) -> Any:
 
 
 def predict(session: Any, photo: Image.Image, image_size: int) -> Any:
-    """labels_HW: 0 background, 1..K the classes. The longer side is scaled to image_size, top left of a black square."""
+    """labels_HW: 0 background, 1..K the classes. The longer side becomes image_size, top left of a black square."""
     scale = image_size / max(photo.size)
     width, height = (max(1, round(side * scale)) for side in photo.size)
     photo_1SS3 = np.zeros((1, image_size, image_size, 3), np.uint8)

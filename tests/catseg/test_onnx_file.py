@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from catseg.onnx_file import LOGITS, OPSET, PHOTO, PROBABILITY, compute_probability, dump_onnx
+from catseg.onnx_file import OPSET, PROBABILITY, compute_probability, dump_onnx
+from catseg.runtimes import LOGITS, PHOTO
 from catseg.settings import UNetConfig
 from catseg.unet import UNet, make_unet
 
