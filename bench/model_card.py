@@ -22,8 +22,9 @@ The photos that chose it are not test photos: expect less on others. Each file, 
 |---|---|---|---:|---:|---:|---:|
 {rows}
 
-Differences are from torch in float32. A float32 file may lose {float32}, an int8 file {int8}: else it is not shipped.{left_out}
-Milliseconds are in latency.json, with the machine they were taken on: all of a bundle that differs from export to export.
+Differences are from torch in float32. A float32 file may lose {float32}, an int8 file {int8}: else it is not
+shipped.{left_out} Milliseconds are in latency.json, with the machine they were taken on: all of a bundle that differs
+from export to export.
 
 ## How to use it
 
@@ -33,8 +34,13 @@ bench verify BUNDLE && bench predict BUNDLE PHOTO --out DIR
 sha256sum -c SHA256SUMS
 ```
 
-`model.onnx` takes `photo_BHW3` (uint8, RGB), gives `probability_BKHW` and `logits_BKHW`, as high and wide. What it was trained on,
- and what these scores hold for, is this: {fit}; {normalisation} (inside the file). Then: {restore}.
+`model.onnx` takes `photo_BHW3` (uint8, RGB, any size) and gives `probability_BKHW` and `logits_BKHW`, as high and wide.
+What it was trained on and these scores hold for are photos that are fitted first:
+
+- {fit};
+- {normalisation} (inside the file);
+- {restore}.
+
 A pixel is of the likeliest class if that has a probability above {threshold}, else background.
 
 ## Limits
@@ -50,11 +56,11 @@ def format_card(config: Config, certificate: dict[str, Any]) -> bytes:
     """The card."""
     trial, data = certificate["trial"], certificate["data"]
     rows = [
-        f"| {name} | {score['file']} | {score['precision']} | {score['miou']:.4f} | {score['loses']:+.4f} "
-        f"| {score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f} |"
+        f"| {name} | {score['file']} | {score['precision']} | {score['miou']:.4f} | {round(score['loses'], 4) + 0.0:.4f}"
+        f" | {score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f} |"
         for name, score in certificate["runtimes"].items()
     ]
-    left_out = "".join(f"\nLeft out: {line}." for line in certificate["left_out"])
+    left_out = "".join(f" Left out: {line}." for line in certificate["left_out"])
     text = TEXT.format(
         classes=", ".join(config.classes),
         trial=trial["name"],

@@ -79,11 +79,6 @@ class Bundle:
         return INT8 in self.files
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a folder means to be one."""
-    return (path / SUMS).is_file()
-
-
 def dump_config(config: Config) -> bytes:
     return (json.dumps(CONSTANTS | asdict(config), indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -128,7 +123,14 @@ def format_sums(files: Mapping[str, bytes]) -> bytes:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Look at all but the networks: names, kinds and sizes of the files, config, sums. One line on what is amiss."""
+    """All but the networks is looked at: names, kinds and sizes of the files, config, sums. InputError says what is amiss."""
+    try:
+        return _open(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check the path") from None
+
+
+def _open(folder: Path) -> Bundle:
     files = _list_files(folder)
     for name in files:
         if not re.fullmatch(r"golden/[a-z0-9_-]+\.png", name) and name not in (SUMS, INT8, *MODELS, *TEXTS):
