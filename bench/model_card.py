@@ -56,8 +56,8 @@ def format_card(config: Config, certificate: dict[str, Any]) -> bytes:
     """The card."""
     trial, data = certificate["trial"], certificate["data"]
     rows = [
-        f"| {name} | {score['file']} | {score['precision']} | {score['miou']:.4f} | {round(score['loses'], 4) + 0.0:.4f}"
-        f" | {score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f} |"
+        f"| {name} | {score['file']} | {score['precision']} | {score['miou']:.4f} "
+        f"| {round(score['loses'], 4) + 0.0:.4f} | {score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f} |"
         for name, score in certificate["runtimes"].items()
     ]
     left_out = "".join(f" Left out: {line}." for line in certificate["left_out"])

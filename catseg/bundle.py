@@ -123,7 +123,7 @@ def format_sums(files: Mapping[str, bytes]) -> bytes:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """All but the networks is looked at: names, kinds and sizes of the files, config, sums. InputError says what is amiss."""
+    """Look at all but the networks: names, kinds and sizes of the files, config, sums. InputError: what is amiss."""
     try:
         return _open(folder)
     except OSError as error:

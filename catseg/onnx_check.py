@@ -13,7 +13,7 @@ from catseg.errors import InputError
 from catseg.onnx_file import OPSET, PROBABILITY
 from catseg.runtimes import LOGITS, PHOTO
 
-OPERATORS = {"Cast", "Concat", "Conv", "ConvTranspose", "Div", "MaxPool", "Mod", "Pad", "Relu", "Shape", "Sigmoid"} | {
+OPERATORS = {"Cast", "Concat", "Conv", "DepthToSpace", "Div", "MaxPool", "Mod", "Pad", "Relu", "Shape", "Sigmoid"} | {
     "Slice", "Sub", "Transpose", "QuantizeLinear", "DequantizeLinear"
 }  # fmt: skip
 PLAIN = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.STRING)

@@ -17,8 +17,7 @@ from catseg.photo import UInt8
 from catseg.runtimes import PHOTO
 
 NUM_CALIBRATION_PHOTOS = 64
-# A transposed convolution has no integer kernel in onnxruntime; the head is a hundredth of the work, and eight bits
-# of a logit would move every border.
+# The head is a hundredth of the work, and eight bits of a logit would move every border.
 OPERATORS, KEPT_IN_FLOAT32 = ["Conv", "Relu", "MaxPool", "Concat"], ["head", "pads"]
 
 

@@ -387,3 +387,13 @@ def chromium():
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def bundle(finished, tmp_path_factory):
+    """What `bench export --int8` makes of the finished folder. Read it, do not write there."""
+    out = tmp_path_factory.mktemp("bundles") / "cats"
+    command = [BENCH, "export", "--out", out, "--int8"]
+    process = subprocess.run(command, cwd=finished, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    return out

@@ -90,7 +90,7 @@ def test_operators_are_standard_ones_of_the_stated_opset_and_batch_norm_is_none(
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
     operators = {node.op_type for node in model.graph.node}
-    assert operators == {"Cast", "Concat", "Conv", "ConvTranspose", "Div", "MaxPool", "Mod", "Pad", "Relu"} | {
+    assert operators == {"Cast", "Concat", "Conv", "DepthToSpace", "Div", "MaxPool", "Mod", "Pad", "Relu"} | {
         "Shape", "Sigmoid", "Slice", "Sub", "Transpose"
     }  # fmt: skip
     assert not any(weight.HasField("data_location") and weight.data_location for weight in model.graph.initializer)
