@@ -55,11 +55,11 @@ A pixel is of the likeliest class if that has a probability above {threshold}, e
 def format_card(config: Config, certificate: dict[str, Any]) -> bytes:
     """The card."""
     trial, data = certificate["trial"], certificate["data"]
-    rows = [
-        f"| {name} | {score['file']} | {score['precision']} | {score['miou']:.4f} "
-        f"| {round(score['loses'], 4) + 0.0:.4f} | {score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f} |"
-        for name, score in certificate["runtimes"].items()
-    ]
+    rows = []
+    for name, score in certificate["runtimes"].items():
+        miou, loss = f"{score['miou']:.4f}", f"{round(score['loses'], 4) + 0.0:.4f}"  # no -0.0000
+        differences = f"{score['max_probability_difference']:.1e} | {score['mask_disagreement_ppm']:.1f}"
+        rows.append(f"| {name} | {score['file']} | {score['precision']} | {miou} | {loss} | {differences} |")
     left_out = "".join(f" Left out: {line}." for line in certificate["left_out"])
     text = TEXT.format(
         classes=", ".join(config.classes),

@@ -21,7 +21,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 def read_photo(path: Path) -> Image.Image:
     """As a viewer shows it: turned as its EXIF says, what is transparent on white."""
-    photo = ImageOps.exif_transpose(Image.open(path))
+    with path.open("rb") as file, Image.open(file) as image:
+        photo = ImageOps.exif_transpose(image)
     if photo.mode.startswith(("I", "F")):
         raise SystemExit(f"{path}: more than 8 bits a channel; save it with 8")
     if photo.has_transparency_data:
