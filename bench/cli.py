@@ -43,6 +43,9 @@ class Runtime(StrEnum):
     OPENVINO_BFLOAT16 = "openvino-bfloat16"
 
 
+RUNTIMES = "torch, onnx, int8, openvino or openvino-bfloat16"
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 
 
@@ -171,7 +174,7 @@ def predict(
     ] = None,
     device: Device = "auto",
     runtime: Annotated[
-        Runtime | None, typer.Option(help="of a bundle's files; else onnx, on a GPU torch", show_default=False)
+        Runtime | None, typer.Option(metavar="NAME", help=f"of a bundle: {RUNTIMES}; else onnx, on a GPU torch")
     ] = None,
 ) -> None:
     """Write a mask and an overlay for each photo; outlines for Labelme, too."""
@@ -225,7 +228,7 @@ def verify(bundle: Bundle) -> None:
 def evaluate(
     bundle: Bundle,
     data: Annotated[str, typer.Option(metavar="DIR", help="photos with masks: a Labelme or VOC folder, a list")],
-    runtime: Annotated[Runtime, typer.Option(help="which of its files")] = Runtime.TORCH,
+    runtime: Annotated[Runtime, typer.Option(metavar="NAME", help=RUNTIMES)] = Runtime.TORCH,
     device: Device = "auto",
 ) -> None:
     """Score a bundle on photos with masks, as `bench run` counts val/miou."""

@@ -132,10 +132,12 @@ def open_bundle(folder: Path) -> Bundle:
 
 def _open(folder: Path) -> Bundle:
     files = _list_files(folder)
+    if SUMS not in files:
+        raise InputError(f"{folder}: not a bundle, for it has no {SUMS}; `bench export` writes one")
     for name in files:
         if not re.fullmatch(r"golden/[a-z0-9_-]+\.png", name) and name not in (SUMS, INT8, *MODELS, *TEXTS):
             raise InputError(f"{folder / name}: does not belong in a bundle; {REPAIR}")
-    for name in (SUMS, *MODELS, *TEXTS):
+    for name in (*MODELS, *TEXTS):
         if name not in files:
             raise InputError(f"{folder / name}: is missing; {REPAIR}")
     if sum(name.startswith(GOLDEN) for name in files) > MAX_GOLDEN_FILES:
