@@ -35,7 +35,7 @@ from catseg.files import new_folder
 from catseg.golden import make_golden
 from catseg.inference import evaluate, make_predictor
 from catseg.metrics import compute_metrics
-from catseg.runtimes import RUNTIMES, list_runtimes, open_file, require
+from catseg.runtimes import RUNTIMES, is_installed, list_runtimes, open_file, require
 from catseg.unet import UNet, count_parameters
 
 CERTIFICATE_FORMAT = "catseg-certificate-1"
@@ -64,6 +64,8 @@ def export(
     console = Console(soft_wrap=True, highlight=False)
     if out.exists() or out.is_symlink():  # told before the work, not after it
         raise InputError(f"{out}: is there already; name a new folder, or remove this one")
+    if trial is not None and run_id is not None:
+        raise InputError(f"--trial {trial} and --run {run_id}: two names of one trial; give one of them")
     chosen = _choose(choose_experiment(name), trial if run_id is None else find_trial_key(run_id))
     model, config, weights = _load(chosen)
     train_set, val_set = _load_photos(chosen, folders)
@@ -117,7 +119,7 @@ def _load(chosen: Chosen) -> tuple[UNet, Config, bytes]:
     if chosen.result.files and hashlib.sha256(weights).hexdigest() != chosen.result.files[WEIGHTS]["sha256"]:
         raise InputError(f"{path}: not what the trial wrote; do it anew with `bench run --rerun`, or name another")
     settings = chosen.result.settings
-    libraries = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
+    libraries = ["torch", "onnx", "onnxruntime", "numpy", "pillow"] + ["openvino"] * is_installed("openvino")
     versions = {"catseg": catseg.__version__} | {name: version(name) for name in libraries}
     config = Config(
         card.unet.init_features,

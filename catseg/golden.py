@@ -4,7 +4,6 @@ In:  a Predictor.   Out: files, as they lie in a bundle; how far another's predi
 Knows nothing of users' photos: what is shipped is drawn.      (K classes, H height, W width, S side in pixels)
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +44,8 @@ def replay_golden(folder: Path, predictor: Predictor, card: ModelCard) -> Replay
     """Predict the shipped photos again."""
     num_pixels = num_different = 0
     differences = []
-    for path in _list_photos(folder):
+    for number in range(len(SHAPES)):
+        path = folder / f"{name_photo(number)}.png"
         labels_HW, probability_KHW = _predict(predictor, card, read_photo(path))
         mask_HW = read_mask(path.with_name(f"{path.stem}_mask.png"))
         expected = read_mask(path.with_name(f"{path.stem}_probability.png"))
@@ -56,11 +56,6 @@ def replay_golden(folder: Path, predictor: Predictor, card: ModelCard) -> Replay
         num_different += int(np.count_nonzero(mask_HW != labels_HW))
         differences.append(np.abs(expected.astype(np.float64) - found).ravel() / 255)
     return Replay(1e6 * num_different / num_pixels, float(np.concatenate(differences).mean()))
-
-
-def _list_photos(folder: Path) -> Iterator[Path]:
-    for number in range(len(SHAPES)):
-        yield folder / f"{name_photo(number)}.png"
 
 
 def _predict(predictor: Predictor, card: ModelCard, photo_HW3: UInt8) -> tuple[UInt8, torch.Tensor]:

@@ -108,6 +108,7 @@ def test_without_seeds_the_first_row_of_the_leaderboard_is_the_best(in_finished,
     [
         (("nothing",), "no such experiment"),
         (("--trial", "unknown"), "no finished trial"),
+        (("--trial", "some", "--run", "other"), "give one of them"),
         (("--trial", "lr=1e+30"), "no finished trial"),
         (("--run", "unknown"), "no run of a trial"),
         (("--val", "photos"), "but the trial's was"),
