@@ -26,7 +26,6 @@ from bench.model_card import format_card
 from bench.scoring import WEIGHTS
 from bench.tracking import find_trial_key
 from bench.trial import TrialResult
-from catseg import standalone
 from catseg.bundle import GOLDEN, INT8, SUMS, Config, dump_config, format_sums
 from catseg.checkpoint import load_model
 from catseg.dataset import SAME_AS_TRAIN, Data, DataConfig, PhotoSet, load_data
@@ -220,7 +219,7 @@ def _make_texts(
         "certificate.json": _to_json(certificate),
         "latency.json": _to_json(latency),
         "per_photo.csv": format_per_photo(scores, val_set, config.classes),
-        "predict.py": Path(standalone.__file__).read_bytes(),
+        "predict.py": Path(catseg.__file__).with_name("standalone.py").read_bytes(),
         "MODEL_CARD.md": format_card(config, certificate),
     } | {f"{GOLDEN}/{name}": data for name, data in golden.items()}
 

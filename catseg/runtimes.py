@@ -85,7 +85,7 @@ def to_bytes(photo_B3HW: torch.Tensor) -> UInt8:
 def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor:
     """An ONNX file made ready for inference; `where` is what it is called in a refusal, `name` one of RUNTIMES."""
     runtime = RUNTIMES[name]
-    require(runtime.library)
+    require(runtime.library, otherwise=", or use --runtime torch")
     try:
         if runtime.library == "onnxruntime":
             network: nn.Module = _Session(data, num_threads)
@@ -97,12 +97,12 @@ def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor
     return Predictor(network, torch.float32, torch.device("cpu"))
 
 
-def require(*libraries: str) -> None:
+def require(*libraries: str, otherwise: str = "") -> None:
     """InputError if one of those that a machine may do without is not there."""
     for library in libraries:
         if not is_installed(library):
             remedy = f"pip install {library}" if library == "openvino" else INSTALL
-            raise InputError(f"{library}: is not installed; {remedy}, or use another --runtime")
+            raise InputError(f"{library}: is not installed; {remedy}{otherwise}")
 
 
 def is_installed(library: str) -> bool:

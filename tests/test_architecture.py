@@ -142,7 +142,7 @@ ALLOWED = {
     | {"bench.environment", "bench.journal", "bench.model_card", "bench.scoring", "bench.tracking", "bench.trial"}
     | {"catseg", "catseg.bundle", "catseg.checkpoint", "catseg.dataset", "catseg.errors", "catseg.files"}
     | {"catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_file", "catseg.quantisation"}
-    | {"catseg.runtimes", "catseg.standalone", "catseg.unet"},
+    | {"catseg.runtimes", "catseg.unet"},
     "bench.verification": {"rich", "torch", "catseg.bundle", "catseg.dataset", "catseg.device", "catseg.errors"}
     | {"catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_check", "catseg.runtimes"},
     "bench.cli": {

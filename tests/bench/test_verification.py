@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +280,34 @@ def test_a_bundle_without_integers_says_so(copy, finished, bench, tmp_path):
     result = bench("predict", copy, finished / "val/cat1.png", "--out", tmp_path / "out", "--runtime", "int8")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "has no model.int8.onnx" in result.stderr
+
+
+BARE = """
+import sys
+sys.modules |= dict.fromkeys(("onnx", "onnxruntime", "openvino"))  # as if they were not installed
+from bench.cli import main
+main()
+"""
+
+
+def run_bare(folder, *words):
+    command = [sys.executable, "-c", BARE, *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_where_no_onnx_is_installed_one_line_says_so_and_torch_does_the_rest(bundle, finished, tmp_path):
+    photo, out = finished / "val/cat1.png", tmp_path / "out"
+    for words in (("export", "--out", out), ("verify", bundle), ("predict", bundle, photo, "--out", out)):
+        process = run_bare(finished, *words)
+        assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+        assert "is not installed; pip install 'catseg[export]'" in process.stderr
+    for words in (
+        ("predict", bundle, photo, "--out", out, "--runtime", "torch"),
+        ("predict", bundle / "model.safetensors", photo, "--out", out),
+        ("evaluate", bundle, "--data", "val"),
+    ):
+        process = run_bare(finished, *words)
+        assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_evaluate_on_photos_that_are_not_there_is_one_line(bundle, bench):
