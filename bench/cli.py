@@ -33,6 +33,19 @@ Only = Annotated[str | None, typer.Option(metavar="SETTINGS", help="some trials,
 Retry = Annotated[
     str, typer.Option(metavar="KINDS", help="failures to try again: oom,nonfinite,killed,timeout,data,crash")
 ]
+
+
+class Runtime(StrEnum):
+    TORCH = "torch"
+    ONNX = "onnx"
+    INT8 = "int8"
+    OPENVINO = "openvino"
+    OPENVINO_BFLOAT16 = "openvino-bfloat16"
+
+
+RUNTIMES = "torch, onnx, int8, openvino or openvino-bfloat16"
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 
 
@@ -156,7 +169,9 @@ def sync() -> None:
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a best.safetensors, or the id of an MLflow run")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a bundle, a best.safetensors, or the id of an MLflow run")
+    ],
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="photos, or folders of them")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="where masks and overlays go")],
     labelme: Annotated[bool, typer.Option("--labelme", help="outlines, too, in DIR/labelme, to correct them")] = False,
@@ -164,12 +179,69 @@ def predict(
         int | None, typer.Option(metavar="N", min=1, help="only the N photos the model is least sure of")
     ] = None,
     device: Device = "auto",
+    runtime: Annotated[
+        Runtime | None, typer.Option(metavar="NAME", help=f"of a bundle: {RUNTIMES}; else onnx, on a GPU torch")
+    ] = None,
 ) -> None:
     """Write a mask and an overlay for each photo; outlines for Labelme, too."""
     with _manners():
         from bench.prediction import predict_files
 
-        predict_files(model, photos, out, labelme, worst, device)
+        predict_files(model, photos, out, labelme, worst, device, runtime.value if runtime else None)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the bundle: a folder that is not there yet")],
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="needed where there are several")
+    ] = None,
+    trial: Annotated[
+        str | None, typer.Option(metavar="NAME", help="not the best but this one: its folder's name, or the key in it")
+    ] = None,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="the same, by the id of its MLflow run")] = None,
+    train: Annotated[str | None, typer.Option(metavar="DIR", help="where its training photos are now")] = None,
+    val: Annotated[str | None, typer.Option(metavar="DIR", help="where its validation photos are now")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="also a file that computes with 8-bit integers")] = False,
+) -> None:
+    """Write the best model as a folder that runs without this project, each file scored anew.
+
+    Best by val/miou: the setting's mean over its seeds, then the best seed. Exit code 1, and no folder, if a file
+    loses more than it may.
+    """
+    with _manners():
+        from bench.export import export
+
+        raise typer.Exit(export(experiment, out, trial, run, {"train": train, "val": val}, int8))
+
+
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a folder that `bench export` wrote, or a copy")]
+
+
+@app.command()
+def verify(bundle: Bundle) -> None:
+    """Check that a bundle is whole, holds nothing else, and does what it did.
+
+    Names, sums, config, networks; then its drawn photos are predicted again in every runtime that is installed.
+    """
+    with _manners():
+        from bench.verification import verify
+
+        verify(bundle)
+
+
+@app.command()
+def evaluate(
+    bundle: Bundle,
+    data: Annotated[str, typer.Option(metavar="DIR", help="photos with masks: a Labelme or VOC folder, a list")],
+    runtime: Annotated[Runtime, typer.Option(metavar="NAME", help=RUNTIMES)] = Runtime.TORCH,
+    device: Device = "auto",
+) -> None:
+    """Score a bundle on photos with masks, as `bench run` counts val/miou."""
+    with _manners():
+        from bench.verification import evaluate_bundle
+
+        evaluate_bundle(bundle, data, runtime.value, device)
 
 
 data_app = typer.Typer(

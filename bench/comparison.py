@@ -38,7 +38,7 @@ def compare(
     the best is scored on, once.
     """
     console = make_console()
-    folder = _choose_experiment(name)
+    folder = choose_experiment(name)
     standing = read_standing(folder)
     board = standing.board
     if not standing.num_trials:
@@ -95,7 +95,8 @@ def _write_files(board: Leaderboard, files: Mapping[str, Path]) -> None:
                 raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
-def _choose_experiment(name: str | None) -> Path:
+def choose_experiment(name: str | None) -> Path:
+    """The folder of the experiment that is meant; InputError if it is not clear which."""
     there = journal.list_experiments()
     names = ", ".join(folder.name for folder in there)
     if not there:

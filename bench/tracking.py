@@ -343,6 +343,17 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
         yield Path(path)
 
 
+def find_trial_key(run_id: str) -> str:
+    """The key of the trial whose run this is."""
+    if lacks_default_store():
+        raise InputError(f"--run {run_id}: there is no {DEFAULT_STORE} here; check the working folder")
+    try:
+        return str(_connect().get_run(run_id).data.tags["trial_key"])
+    except Exception as error:  # as above
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--run {run_id}: no run of a trial ({reason}); check the id") from None
+
+
 def _make_inputs(data: dict[str, Any]) -> list[Any]:
     """The photos as inputs of a run: what MLflow's column of datasets shows. No photo is read."""
     from mlflow.entities import Dataset, DatasetInput, InputTag

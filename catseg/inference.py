@@ -50,8 +50,13 @@ class BatchScore:
     counts_BK3: torch.Tensor
 
 
-def make_predictor(model: nn.Module, precision: str, device: torch.device) -> Predictor:
-    """The fast way from photos to logits: a copy of the network without batch norm, its weights cast and moved once."""
+def make_predictor(model: nn.Module | Predictor, precision: str, device: torch.device) -> Predictor:
+    """The fast way from photos to logits: a copy of the network without batch norm, its weights cast and moved once.
+
+    What is a Predictor already, by another library perhaps, stays as it is.
+    """
+    if isinstance(model, Predictor):
+        return model
     dtype = choose_precision(precision, device)
     return Predictor(fold_batch_norm(model).to(device, dtype), dtype, device)
 
@@ -70,11 +75,11 @@ def compute_logits(predictor: Predictor, photo_BSS3: torch.Tensor) -> torch.Tens
 
 
 def evaluate(
-    model: nn.Module, photos: PhotoSet, loss: str, batch_size: int, precision: str, device: torch.device
+    model: nn.Module | Predictor, photos: PhotoSet, loss: str, batch_size: int, precision: str, device: torch.device
 ) -> tuple[float, Counts]:
     """Loss of all photos pooled, and counts_NK3 at the masks' native size."""
     predictor = make_predictor(model, precision, device)
-    return pool(loss, list(evaluate_batches(predictor, place(photos, device), batch_size)))
+    return pool(loss, list(evaluate_batches(predictor, place(photos, predictor.device), batch_size)))
 
 
 def evaluate_batches(predictor: Predictor, placed: Placed, batch_size: int) -> Iterator[BatchScore]:

@@ -75,7 +75,7 @@ def estimate_iou(predictor: Predictor, card: ModelCard, photo_HW3: UInt8) -> flo
 
 
 def estimate_files(
-    model: nn.Module, card: ModelCard, photo_paths: Sequence[Path], device: torch.device
+    model: nn.Module | Predictor, card: ModelCard, photo_paths: Sequence[Path], device: torch.device
 ) -> Generator[float | InputError, None, None]:
     """`estimate_iou` of each file, in their order; what is wrong with it where it cannot be read."""
     yield from _map_photos(partial(_estimate_file, make_predictor(model, "auto", device), card), photo_paths)
@@ -96,7 +96,7 @@ def list_photos(paths: Iterable[Path]) -> list[Path]:
 
 
 def write_predictions(
-    model: nn.Module,
+    model: nn.Module | Predictor,
     card: ModelCard,
     photo_paths: list[Path],
     folder: Path,

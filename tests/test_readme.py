@@ -56,7 +56,7 @@ def test_every_command_is_in_the_table_and_has_help():
         assert result.output.count("\n") > 5
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/labelling.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/labelling.md", "docs/bundle.md"])
 def test_flags_that_are_shown_exist(page):
     shown = re.findall(r"bench ((?:data )?[a-z]+)\b([^`\n|#]*)", (ROOT / page).read_text("utf-8"))
     assert shown

@@ -329,3 +329,13 @@ def hash_weights():
         }
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def bundle(finished, tmp_path_factory):
+    """What `bench export --int8` makes of the finished folder. Read it, do not write there."""
+    out = tmp_path_factory.mktemp("bundles") / "cats"
+    command = [BENCH, "export", "--out", out, "--int8"]
+    process = subprocess.run(command, cwd=finished, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    return out

@@ -267,7 +267,7 @@ def test_a_trained_model_finds_the_cat_in_a_photo_it_has_not_seen(in_finished, b
     [
         ("nowhere/best.safetensors", ("nowhere/best.safetensors", "no such checkpoint")),
         ("photos/cat0.png", ("photos/cat0.png", "not a checkpoint")),
-        ("photos", ("photos", "no such checkpoint")),
+        ("photos", ("photos", "not a bundle")),
         ("0123456789abcdef", ("0123456789abcdef", "neither a file nor a run")),
     ],
 )
