@@ -1,13 +1,11 @@
-"""Each file of a model scored anew in its own runtime, beside torch's float32: what it costs, what it saves.
+"""Each file of a model scored anew in its own runtime, beside torch's float32.
 
 In:  networks, validation photos.   Out: scores, what is refused, the words of certificate.json and per_photo.csv.
-Knows nothing of folders or of how files are made.      (N photos, K classes)
+Knows nothing of folders, clocks or how files are made.      (N photos, K classes)
 """
 
 import csv
 import io
-import statistics
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +21,6 @@ from catseg.runtimes import RUNTIMES
 REFERENCE = "torch"
 # How much val/miou a file may lose to torch's float32; more than the first is a mistake, not rounding.
 MAX_LOSS = {"float32": 0.0005, "bfloat16": 0.005, "int8": 0.005}
-WARM_UP = 2  # photos that each computes before it is timed
 
 
 @dataclass
@@ -31,7 +28,6 @@ class Score:
     """What one runtime made of the photos."""
 
     counts: list[np.ndarray[Any, Any]] = field(default_factory=list)  # counts_K3 of each photo
-    seconds: list[float] = field(default_factory=list)  # of each photo, alone, from RAM to logits
     max_difference: float = 0.0  # of any probability from torch's, 0..1
     num_different: int = 0  # pixels of the masks at the photos' own sizes
     num_pixels: int = 0
@@ -48,29 +44,14 @@ class Score:
     def disagreement_ppm(self) -> float:
         return 1e6 * self.num_different / self.num_pixels
 
-    @property
-    def latency_ms(self) -> float:
-        return 1000 * statistics.median(self.seconds)
 
-
-def score_in_turn(predictors: Mapping[str, Predictor], photos: PhotoSet, scores: dict[str, Score]) -> Iterator[None]:
-    """Fill `scores`, a photo at a time: each runtime computes it before the next photo's turn, and another begins.
-
-    `predictors` are by the names of RUNTIMES, torch's among them.
-    """
-    names = list(predictors)
-    scores |= {name: Score() for name in names}
+def score_photos(predictors: Mapping[str, Predictor], photos: PhotoSet, scores: dict[str, Score]) -> Iterator[None]:
+    """Fill `scores`, a photo at a time. `predictors` are by the names of RUNTIMES, torch's among them."""
+    scores |= {name: Score() for name in predictors}
     photo_NSS3 = torch.tensor(photos.photo_NSS3)
-    for name in names:
-        for index in range(min(WARM_UP, len(photo_NSS3))):
-            compute_logits(predictors[name], photo_NSS3[index : index + 1])
     for index, native_mask in enumerate(photos.native_masks):
-        logits = {}
-        turn = index % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            logits[name] = compute_logits(predictors[name], photo_NSS3[index : index + 1])[0]
-            scores[name].seconds.append(time.perf_counter() - start)
+        photo_1SS3 = photo_NSS3[index : index + 1]
+        logits = {name: compute_logits(predictor, photo_1SS3)[0] for name, predictor in predictors.items()}
         height, width = photos.used_N2[index].tolist()
         expected = restore_labels(logits[REFERENCE], *native_mask.shape)
         for name, score in scores.items():
@@ -96,7 +77,7 @@ def find_losses(scores: Mapping[str, Score]) -> dict[str, str]:
 
 
 def format_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-    """The part of certificate.json that was measured, but for the clock's."""
+    """The part of certificate.json that was measured."""
     best = scores[REFERENCE].miou
     return {
         name: {

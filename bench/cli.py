@@ -37,13 +37,14 @@ Retry = Annotated[
 
 class Runtime(StrEnum):
     TORCH = "torch"
+    TORCH_BFLOAT16 = "torch-bfloat16"
     ONNX = "onnx"
     INT8 = "int8"
     OPENVINO = "openvino"
     OPENVINO_BFLOAT16 = "openvino-bfloat16"
 
 
-RUNTIMES = "torch, onnx, int8, openvino or openvino-bfloat16"
+RUNTIMES = "torch, torch-bfloat16, onnx, int8, openvino or openvino-bfloat16"
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
@@ -234,14 +235,16 @@ def verify(bundle: Bundle) -> None:
 def evaluate(
     bundle: Bundle,
     data: Annotated[str, typer.Option(metavar="DIR", help="photos with masks: a Labelme or VOC folder, a list")],
-    runtime: Annotated[Runtime, typer.Option(metavar="NAME", help=RUNTIMES)] = Runtime.TORCH,
+    runtime: Annotated[
+        Runtime | None, typer.Option(metavar="NAME", help=f"{RUNTIMES}; else torch, in the precision of the run")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Score a bundle on photos with masks, as `bench run` counts val/miou."""
     with _manners():
         from bench.verification import evaluate_bundle
 
-        evaluate_bundle(bundle, data, runtime.value, device)
+        evaluate_bundle(bundle, data, runtime.value if runtime else None, device)
 
 
 data_app = typer.Typer(

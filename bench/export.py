@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 import catseg
 from bench import journal
-from bench.certificate import MAX_LOSS, REFERENCE, Score, find_losses, format_per_photo, format_scores, score_in_turn
+from bench.certificate import MAX_LOSS, Score, find_losses, format_per_photo, format_scores, score_photos
 from bench.comparison import choose_experiment
 from bench.environment import describe_environment
+from bench.latency import PLAIN, Speed, format_speeds, is_noisy, make_plain, measure_speeds
 from bench.model_card import format_card
+from bench.registry import find_trial_key, register
 from bench.scoring import WEIGHTS
 from bench.standing import read_standing
-from bench.tracking import find_trial_key
 from bench.trial import TrialResult
 from catseg.bundle import GOLDEN, INT8, SUMS, Config, dump_config, format_sums
 from catseg.checkpoint import load_model
@@ -32,7 +34,7 @@ from catseg.dataset import SAME_AS_TRAIN, Data, DataConfig, PhotoSet, load_data
 from catseg.errors import InputError
 from catseg.files import new_folder
 from catseg.golden import make_golden
-from catseg.inference import evaluate, make_predictor
+from catseg.inference import Predictor, evaluate, make_predictor
 from catseg.metrics import compute_metrics
 from catseg.runtimes import RUNTIMES, is_installed, list_runtimes, open_file, require
 from catseg.unet import UNet, count_parameters
@@ -69,7 +71,8 @@ def export(
     model, config, weights = _load(chosen)
     train_set, val_set = _load_photos(chosen, folders)
     files = _make_networks(model, weights, train_set, int8)
-    scores = _score(model, files, val_set)
+    predictors = _open(model, files)
+    scores = _score(predictors, val_set)
     losses = find_losses(scores)
     refused = [line for name, line in losses.items() if RUNTIMES[name].precision == "float32"]
     if refused:
@@ -77,13 +80,15 @@ def export(
             Console(stderr=True, soft_wrap=True).print(f"{out}: not written: {line}", markup=False, highlight=False)
         return 1
     if "int8" in losses:
-        del files[INT8], scores["int8"]
+        del files[INT8], scores["int8"], predictors["int8"]
         console.print(f"{INT8} is left out: {losses['int8']}", markup=False)
     certificate = _make_certificate(chosen, model, config, val_set, scores, files)
     certificate["left_out"] = [line for name, line in losses.items() if name == "int8"]
-    files |= _make_texts(config, certificate, scores, val_set, model)
+    speeds = measure_speeds(predictors | {PLAIN: make_plain(model)}, val_set.photo_NSS3)
+    files |= _make_texts(config, certificate, scores, speeds, val_set, model)
     _write(out, files)
-    _report(console, chosen, scores, files, out)
+    _report(console, chosen, scores, speeds, files, out)
+    _register(console, chosen, out, config, is_best=trial is None and run_id is None)
     return 0
 
 
@@ -157,14 +162,22 @@ def _make_networks(model: UNet, weights: bytes, train_set: PhotoSet, int8: bool)
     return files
 
 
-def _score(model: UNet, files: dict[str, bytes], val_set: PhotoSet) -> dict[str, Score]:
-    num_threads = torch.get_num_threads()
-    predictors = {REFERENCE: make_predictor(model, "float32", CPU)}
-    for name in list_runtimes(has_int8=INT8 in files)[1:]:
-        predictors[name] = open_file(files[RUNTIMES[name].file], RUNTIMES[name].file, name, num_threads)
+def _open(model: UNet, files: dict[str, bytes]) -> dict[str, Predictor]:
+    """Each runtime that this machine has, by its name."""
+    predictors = {}
+    for name in list_runtimes(has_int8=INT8 in files):
+        runtime = RUNTIMES[name]
+        if runtime.library == "torch":
+            predictors[name] = make_predictor(model, runtime.precision, CPU)
+        else:
+            predictors[name] = open_file(files[runtime.file], runtime.file, name, torch.get_num_threads())
+    return predictors
+
+
+def _score(predictors: dict[str, Predictor], val_set: PhotoSet) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     console = Console(stderr=True)
-    steps = score_in_turn(predictors, val_set, scores)
+    steps = score_photos(predictors, val_set, scores)
     total = len(val_set.names)
     for _ in track(steps, "scoring", total, console=console, transient=True, disable=not console.is_terminal):
         pass
@@ -199,15 +212,15 @@ def _make_certificate(
 
 
 def _make_texts(
-    config: Config, certificate: dict[str, Any], scores: dict[str, Score], val_set: PhotoSet, model: UNet
+    config: Config,
+    certificate: dict[str, Any],
+    scores: dict[str, Score],
+    speeds: dict[str, Speed],
+    val_set: PhotoSet,
+    model: UNet,
 ) -> dict[str, bytes]:
     """Everything beside the networks, but for the sums."""
-    environment = describe_environment("none", torch.get_num_threads())
-    latency = {
-        "what": "median of one photo at a time, from RAM to logits, all runtimes in turn",
-        "environment": environment,
-        "milliseconds": {name: round(score.latency_ms, 3) for name, score in scores.items()},
-    }
+    latency = format_speeds(speeds, describe_environment("none", torch.get_num_threads()))
     golden = make_golden(make_predictor(model, "float32", CPU), config.card)
     return {
         "config.json": dump_config(config),
@@ -230,13 +243,43 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
             (folder / name).write_bytes(data)
 
 
-def _report(console: Console, chosen: Chosen, scores: dict[str, Score], files: dict[str, bytes], out: Path) -> None:
+def _report(
+    console: Console,
+    chosen: Chosen,
+    scores: dict[str, Score],
+    speeds: dict[str, Speed],
+    files: dict[str, bytes],
+    out: Path,
+) -> None:
     console.print(f"{chosen.result.name}: val/miou {chosen.result.metrics['val/miou']:.4f}", markup=False)
-    for name, score in scores.items():
-        console.print(
-            f"  {name:<18} val/miou {score.miou:.4f}, probabilities differ by {score.max_difference:.1e} at most, "
-            f"masks by {score.disagreement_ppm:.1f} ppm; {score.latency_ms:.1f} ms a photo, "
-            f"{len(files[RUNTIMES[name].file]) / 2**20:.2f} MiB",
-            markup=False,
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("runtime", "val/miou", "differs by", "ppm", "ms a photo", "photos/s", "MiB"):
+        table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
+    for name, speed in speeds.items():
+        score = scores.get(name)
+        found = (
+            ["", "", ""]
+            if score is None
+            else [f"{score.miou:.4f}", f"{score.max_difference:.1e}", f"{score.disagreement_ppm:.0f}"]
         )
+        times = f"{speed.latency_ms:.1f} ({speeds[PLAIN].latency_ms / speed.latency_ms:.1f}x)"
+        size = "" if score is None else f"{len(files[RUNTIMES[name].file]) / 2**20:.2f}"
+        table.add_row(name, *found, times, f"{speed.photos_per_second:.1f}", size)
+    console.print(table)
+    console.print(
+        f"differs by: the greatest difference of a probability from torch's; ppm: of the masks' pixels; x: {PLAIN}"
+    )
+    if is_noisy(speeds):
+        console.print("The machine was busy: these speeds say little. Export again when it is idle.")
     console.print(f"{out}: written; `bench verify {out}` checks a copy", markup=False)
+
+
+def _register(console: Console, chosen: Chosen, out: Path, config: Config, is_best: bool) -> None:
+    """The bundle stands, whatever becomes of it in MLflow."""
+    try:
+        address = register(out, chosen.folder.parent.name, chosen.kept["execution"], config.classes, is_best)
+    except InputError as error:
+        for line in error.problems:
+            Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
+        return
+    console.print(f"MLflow: {address}; `mlflow models serve -m {address} --env-manager local` serves it", markup=False)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from bench.tracking import fetch_checkpoint
+from bench.registry import fetch_checkpoint
 from catseg.bundle import load_network, load_predictor, open_bundle
 from catseg.checkpoint import ModelCard, load_model
 from catseg.device import choose_device
@@ -60,10 +60,9 @@ def _load(model: str, runtime: str | None, device: torch.device) -> tuple[UNet |
     path = Path(model)
     if path.is_dir():
         bundle = open_bundle(path)
-        runtime = runtime or ("torch" if device.type == "cuda" else "onnx")
-        card = bundle.config.card
-        # a photo per thread: one computes its photo alone
-        return (load_network(bundle) if runtime == "torch" else load_predictor(bundle, runtime, 1)), card
+        if runtime is None and device.type == "cuda":
+            return load_network(bundle), bundle.config.card
+        return load_predictor(bundle, runtime or "onnx", 1), bundle.config.card  # a photo per thread, one for each
     if runtime not in (None, "torch"):
         raise InputError(f"--runtime {runtime}: {model} is no bundle, only torch runs it; `bench export` makes one")
     is_file = path.exists() or "/" in model or model.endswith(".safetensors")

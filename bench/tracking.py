@@ -1,4 +1,4 @@
-"""The only file that imports mlflow: brings its runs up to what the journal says, and finds checkpoints again.
+"""Brings MLflow's runs up to what the journal says. (Beside bench.registry the one room that imports mlflow.)
 
 In:  folders of the journal.   Out: MLflow runs, one per execution of a trial, with true statuses; a run's files.
 Knows nothing of how a trial runs, nor of who waits for it. Every call may fail, or take as long as the
@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,10 +33,9 @@ from bench.contents import (
 from bench.description import describe_data, format_board_note, format_run_note, join_note, list_places, name_run
 from bench.journal import History, read_history, read_result, read_settings
 from bench.standing import Standing
-from bench.store import ARTIFACTS, DEFAULT_STORE, ENVIRONMENT, find_store_uri, lacks_default_store, make_store
+from bench.store import ARTIFACTS, ENVIRONMENT, find_store_uri, lacks_default_store, make_store
 from bench.trial import TrialResult
 from bench.view import VIEW_TAG, format_view, is_kept_by_others
-from catseg.errors import InputError
 
 # An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
 THUMBNAIL_NAME = re.compile(r"overlays\W(\d+)\Wstep\W(\d+)\W.*\.webp")
@@ -67,7 +65,7 @@ class Tracker:
     """One experiment in MLflow. Two at once would do things twice: who makes one holds the mirror's lock."""
 
     def __init__(self, experiment_folder: Path) -> None:
-        self._client = _connect()
+        self._client = connect()
         self.experiment_id = _find_or_make_experiment(self._client, experiment_folder.name)
         self._runs: dict[str, _Run] = {}  # by execution, as far as they were asked for
         self._num_changes = 0
@@ -329,31 +327,6 @@ class Tracker:
         self._change(self._client.log_batch, run.run_id, metrics=entities, synchronous=True)
 
 
-@contextmanager
-def fetch_checkpoint(run_id: str) -> Iterator[Path]:
-    """The best checkpoint of an MLflow run, as a file for as long as it is needed."""
-    if lacks_default_store():
-        raise InputError(f"{run_id}: neither a file nor a run: there is no {DEFAULT_STORE} here; check the path")
-    with TemporaryDirectory() as folder:
-        try:
-            path = _connect().download_artifacts(run_id, "checkpoints/best.safetensors", folder)
-        except Exception as error:  # whatever a store, a server or a disk may raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{run_id}: neither a file nor a run with a checkpoint ({reason}); check the id") from None
-        yield Path(path)
-
-
-def find_trial_key(run_id: str) -> str:
-    """The key of the trial whose run this is."""
-    if lacks_default_store():
-        raise InputError(f"--run {run_id}: there is no {DEFAULT_STORE} here; check the working folder")
-    try:
-        return str(_connect().get_run(run_id).data.tags["trial_key"])
-    except Exception as error:  # as above
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--run {run_id}: no run of a trial ({reason}); check the id") from None
-
-
 def _make_inputs(data: dict[str, Any]) -> list[Any]:
     """The photos as inputs of a run: what MLflow's column of datasets shows. No photo is read."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -367,7 +340,7 @@ def _make_inputs(data: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _connect() -> Any:
+def connect() -> Any:
     """A client of the store, which is made first if it is MLflow's default and not there yet."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -28,7 +28,7 @@ def verify(folder: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     bundle = open_bundle(folder)
     console.print(f"{folder}: {len(bundle.files) - 1} files, each what its sum says", markup=False)
-    model = load_network(bundle)
+    load_network(bundle)
     require("onnx", "onnxruntime")
     from catseg.onnx_check import check_onnx
 
@@ -37,11 +37,7 @@ def verify(folder: Path) -> None:
             check_onnx((folder / name).read_bytes(), str(folder / name), len(bundle.config.classes))
     num_threads = torch.get_num_threads()
     for name in list_runtimes(bundle.has_int8):
-        if name == "torch":
-            predictor = make_predictor(model, "float32", torch.device("cpu"))
-        else:
-            predictor = load_predictor(bundle, name, num_threads)
-        replay = _replay(bundle, name, predictor)
+        replay = _replay(bundle, name, load_predictor(bundle, name, num_threads))
         console.print(f"  {name:<18} does what it did: masks differ by {replay.disagreement_ppm:.0f} ppm", markup=False)
 
 
@@ -57,18 +53,20 @@ def _replay(bundle: Bundle, name: str, predictor: Predictor) -> Replay:
     return replay
 
 
-def evaluate_bundle(folder: Path, source: str, runtime: str, device_name: str) -> None:
-    """The metrics of a bundle on photos with masks, counted as `bench run` counts val/miou."""
+def evaluate_bundle(folder: Path, source: str, runtime: str | None, device_name: str) -> None:
+    """The metrics of a bundle on photos with masks, counted as `bench run` counts val/miou, by torch if not told."""
     console = Console(soft_wrap=True, highlight=False)
     bundle = open_bundle(folder)
     config = bundle.config
     device = choose_device(device_name)
-    if runtime == "torch":
+    if runtime is None:
         network = make_predictor(load_network(bundle), config.precision, device)
     else:
         network = load_predictor(bundle, runtime, torch.get_num_threads())
     photos, fingerprint = load_test_set(source, config.classes, config.image_size)
     _, counts_NK3 = evaluate(network, photos, "dice", config.batch_size, config.precision, device)
-    console.print(f"{source}: {len(photos.names)} photos (data {fingerprint}), {runtime}", markup=False)
+    console.print(
+        f"{source}: {len(photos.names)} photos (data {fingerprint}), {runtime or config.precision}", markup=False
+    )
     for name, value in compute_metrics(counts_NK3).items():
         console.print(f"  {name:<20} {value:.4f}", markup=False)

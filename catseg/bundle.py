@@ -19,9 +19,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
+
 from catseg.checkpoint import ModelCard, load_model
 from catseg.errors import InputError
-from catseg.inference import Predictor
+from catseg.inference import Predictor, make_predictor
 from catseg.runtimes import RUNTIMES, open_file
 from catseg.settings import TrainConfig, UNetConfig, compute_num_parameters
 from catseg.unet import UNet
@@ -199,8 +201,10 @@ def load_network(bundle: Bundle) -> UNet:
 
 
 def load_predictor(bundle: Bundle, runtime: str, num_threads: int) -> Predictor:
-    """The bundle's file for one of RUNTIMES but torch, ready for inference."""
+    """The bundle's file for one of RUNTIMES, ready for inference on the CPU."""
     name = RUNTIMES[runtime].file
+    if RUNTIMES[runtime].library == "torch":
+        return make_predictor(load_network(bundle), RUNTIMES[runtime].precision, torch.device("cpu"))
     if name not in bundle.files:
         raise InputError(f"{bundle.folder}: has no {name}; use another --runtime")
     return open_file((bundle.folder / name).read_bytes(), str(bundle.folder / name), runtime, num_threads)

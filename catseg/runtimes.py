@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from catseg.device import choose_precision
 from catseg.errors import InputError
 from catseg.inference import Predictor
 from catseg.photo import UInt8
@@ -29,11 +30,12 @@ class Runtime:
 
     file: str
     library: str  # that must be installed
-    precision: str  # OpenVINO's hint; what the others do
+    precision: str  # torch's and OpenVINO's choice; what the others do
 
 
 RUNTIMES = {
     "torch": Runtime("model.safetensors", "torch", "float32"),
+    "torch-bfloat16": Runtime("model.safetensors", "torch", "bfloat16"),
     "onnx": Runtime("model.onnx", "onnxruntime", "float32"),
     "int8": Runtime("model.int8.onnx", "onnxruntime", "int8"),
     "openvino": Runtime("model.onnx", "openvino", "float32"),
@@ -112,13 +114,7 @@ def is_installed(library: str) -> bool:
 
 def list_runtimes(has_int8: bool) -> list[str]:
     """The names of those that this machine can run, torch first."""
-    names = [name for name, runtime in RUNTIMES.items() if is_installed(runtime.library)]
-    if "openvino-bfloat16" in names and not _has_bfloat16():
-        names.remove("openvino-bfloat16")
-    return [name for name in names if has_int8 or name != "int8"]
-
-
-def _has_bfloat16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    there = {name: runtime for name, runtime in RUNTIMES.items() if is_installed(runtime.library)}
+    if choose_precision("auto", torch.device("cpu")) is not torch.bfloat16:
+        there = {name: runtime for name, runtime in there.items() if runtime.precision != "bfloat16"}
+    return [name for name in there if has_int8 or name != "int8"]

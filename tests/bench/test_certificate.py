@@ -1,10 +1,10 @@
-"""Scores of files in turn: what differs is counted, what loses too much is told, each is first equally often."""
+"""Scores of files: what differs is counted, what loses too much is told."""
 
 import numpy as np
 import pytest
 import torch
 
-from bench.certificate import Score, find_losses, format_per_photo, format_scores, score_in_turn
+from bench.certificate import Score, find_losses, format_per_photo, format_scores, score_photos
 from catseg.dataset import PhotoSet
 from catseg.inference import Predictor
 
@@ -14,12 +14,11 @@ CPU = torch.device("cpu")
 class Reds(torch.nn.Module):
     """Calls red pixels cats, all but those of the first `num_missed` columns."""
 
-    def __init__(self, name, num_missed, calls):
+    def __init__(self, num_missed):
         super().__init__()
-        self.name, self.num_missed, self.calls = name, num_missed, calls
+        self.num_missed = num_missed
 
     def forward(self, photo_B3HW):
-        self.calls.append(self.name)
         logits_B1HW = 4 * (photo_B3HW[:, :1] - 0.5)
         logits_B1HW[..., : self.num_missed] = -2
         return logits_B1HW
@@ -36,16 +35,15 @@ def photos():
 
 
 @pytest.fixture
-def scored(photos):
-    calls, scores = [], {}
+def scores(photos):
+    scores = {}
     missed = {"torch": 0, "onnx": 0, "int8": 1}
-    predictors = {name: Predictor(Reds(name, num, calls), torch.float32, CPU) for name, num in missed.items()}
-    assert sum(1 for _ in score_in_turn(predictors, photos, scores)) == 6
-    return scores, calls
+    predictors = {name: Predictor(Reds(num), torch.float32, CPU) for name, num in missed.items()}
+    assert sum(1 for _ in score_photos(predictors, photos, scores)) == 6
+    return scores
 
 
-def test_pixels_that_differ_are_counted_at_the_photos_size(scored):
-    scores, _ = scored
+def test_pixels_that_differ_are_counted_at_the_photos_size(scores):
     assert [score.num_pixels for score in scores.values()] == [6 * 32 * 16] * 3
     assert scores["onnx"].disagreement_ppm == 0 == scores["onnx"].max_difference
     assert scores["int8"].disagreement_ppm == pytest.approx(1e6 / 16)
@@ -54,17 +52,9 @@ def test_pixels_that_differ_are_counted_at_the_photos_size(scored):
     assert (scores["torch"].miou, scores["int8"].miou) == (1, pytest.approx(15 / 16))
 
 
-def test_each_runtime_is_first_equally_often_and_its_warm_up_is_not_timed(scored):
-    scores, calls = scored
-    assert [len(score.seconds) for score in scores.values()] == [6] * 3
-    turns = [calls[6 + 3 * index : 9 + 3 * index] for index in range(6)]
-    assert [turn[0] for turn in turns] == ["torch", "onnx", "int8"] * 2
-    assert all(sorted(turn) == ["int8", "onnx", "torch"] for turn in turns)
-
-
 def make_score(hits):
     """Of 100,000 pixels."""
-    return Score([np.array([[hits, 0, 100_000 - hits]])], [1.0], 0.0, 0, 100_000)
+    return Score([np.array([[hits, 0, 100_000 - hits]])], 0.0, 0, 100_000)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +74,7 @@ def test_a_loss_beyond_the_limit_of_its_precision_is_told(runtime, hits, is_told
     assert list(losses) == ([runtime] if is_told else [])
 
 
-def test_the_words_hold_every_runtime_and_a_line_for_each_photo(scored, photos):
-    scores, _ = scored
+def test_the_words_hold_every_runtime_and_a_line_for_each_photo(scores, photos):
     words = format_scores(scores)
     assert words["int8"]["loses"] == pytest.approx(1 / 16)
     assert (words["int8"]["file"], words["int8"]["may_lose"]) == ("model.int8.onnx", 0.005)

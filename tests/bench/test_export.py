@@ -57,7 +57,9 @@ def test_each_file_is_scored_anew_in_its_own_runtime(finished, bundle):
     assert scores["onnx"]["mask_disagreement_ppm"] < 50
     assert 1e-4 < scores["int8"]["max_probability_difference"] < 0.5  # it does compute otherwise
     assert scores["int8"]["loses"] <= 0.005
-    assert read_json(bundle / "latency.json")["milliseconds"].keys() == scores.keys()
+    speeds = read_json(bundle / "latency.json")["speeds"]
+    assert speeds.keys() == {*scores, "plain"}
+    assert all(speed["photos_per_second"] > 0 for speed in speeds.values())
 
 
 def test_a_files_miou_follows_from_its_lines_per_photo(bundle):
@@ -146,7 +148,7 @@ def test_weights_that_the_result_does_not_vouch_for_are_refused(finished, bench,
 
 def lose(monkeypatch, runtime, share):
     """The scores of one runtime count that share of its hits as missed."""
-    fill = certificate.score_in_turn
+    fill = certificate.score_photos
 
     def score(predictors, photos, scores):
         yield from fill(predictors, photos, scores)
@@ -155,7 +157,7 @@ def lose(monkeypatch, runtime, share):
             counts_K3[:, 0] -= lost
             counts_K3[:, 2] += lost
 
-    monkeypatch.setattr("bench.export.score_in_turn", score)
+    monkeypatch.setattr("bench.export.score_photos", score)
 
 
 def test_a_float32_file_that_loses_more_than_rounding_is_refused_and_leaves_nothing(

@@ -11,8 +11,9 @@ import pytest
 
 from bench.claim import take
 from bench.journal import read_history, read_settings
+from bench.registry import fetch_checkpoint
 from bench.store import make_ui_command
-from bench.tracking import Tracker, fetch_checkpoint
+from bench.tracking import Tracker
 from bench.trial import SETTINGS, Checkpoint
 from catseg.errors import InputError
 

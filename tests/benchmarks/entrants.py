@@ -12,9 +12,19 @@ import torch
 from contest import Contest, Contestant
 from peers import MONAI, SMP, load_peer, make_peer
 from torch import nn
-from work import Batch, Size, Work, make_batches, make_contiguous, make_network, measure_forward_gflop
+from work import (
+    Batch,
+    Size,
+    Work,
+    make_batches,
+    make_contiguous,
+    make_network,
+    make_runtime_inference,
+    measure_forward_gflop,
+)
 
 from catseg.device import choose_precision
+from catseg.runtimes import RUNTIMES, is_installed, list_runtimes
 from catseg.settings import compute_forward_gflop
 
 OURS, TWIN, TUTORIAL = "ours", "ours again", "tutorial"
@@ -27,6 +37,7 @@ class Variant:
     precision: str
     channels_last: bool = True
     peer: str | None = None  # None: ours
+    runtime: str | None = None  # None: torch; else ours as `bench export` writes it
 
 
 VARIANTS = {
@@ -40,10 +51,15 @@ VARIANTS = {
     f"{MONAI}, helped": Variant("auto", peer=MONAI),
     f"{SMP}, float32": Variant("float32", channels_last=False, peer=SMP),
     f"{SMP}, helped": Variant("auto", peer=SMP),
+    "bundle, onnx": Variant("float32", runtime="onnx"),
+    "bundle, int8": Variant("int8", runtime="int8"),
+    "bundle, openvino": Variant("float32", runtime="openvino"),
+    "bundle, openvino-bfloat16": Variant("bfloat16", runtime="openvino-bfloat16"),
 }
 PEERS = tuple(name for name, variant in VARIANTS.items() if variant.peer)
 FEW = (OURS, "ours, float32", TUTORIAL, TWIN, *PEERS)
-ALL = (*(name for name in VARIANTS if name not in PEERS), TUTORIAL, *PEERS)
+BUNDLE = tuple(name for name, variant in VARIANTS.items() if variant.runtime)
+ALL = (*(name for name in VARIANTS if name not in (*PEERS, *BUNDLE)), TUTORIAL, *PEERS)
 
 MakeOurs = Callable[[nn.Module, list[Batch], str, torch.device], Work]
 MakeTutorial = Callable[[int, list[Batch], torch.device], Work]
@@ -51,8 +67,10 @@ MakeTutorial = Callable[[int, list[Batch], torch.device], Work]
 
 def find_absence(name: str) -> str | None:
     """Why a contestant cannot take part; None: it can."""
-    peer = VARIANTS[name].peer if name in VARIANTS else None
-    found = load_peer(peer) if peer else None
+    variant = VARIANTS.get(name)
+    if variant and variant.runtime and variant.runtime not in list_runtimes(has_int8=is_installed("onnxruntime")):
+        return f"{RUNTIMES[variant.runtime].library} is not installed, or the processor lacks {variant.precision}"
+    found = load_peer(variant.peer) if variant and variant.peer else None
     return found if isinstance(found, str) else None
 
 
@@ -69,9 +87,10 @@ def make_contest(
 
     def enter(name: str) -> Contestant:
         variant = VARIANTS.get(name, Variant("float32", channels_last=False))
-        dtype = choose_precision(variant.precision, device)
+        # integers have no ceiling of torch's to be measured by
+        dtype = None if variant.precision == "int8" else choose_precision(variant.precision, device)
         facts = {
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": str(dtype or variant.precision).removeprefix("torch."),
             "memory_format": "channels_last" if variant.channels_last else "contiguous",
             "init_features": size.init_features,
             "image_size": size.image_size,
@@ -82,6 +101,8 @@ def make_contest(
             batches = make_batches(size, device)
             if name == TUTORIAL:
                 return make_tutorial(size.init_features, batches, device)
+            if variant.runtime:
+                return make_runtime_inference(make_network(size.init_features, device), batches, variant.runtime)
             return make(_make_model(variant, size.init_features, device), batches, variant.precision, device)
 
         gflop = num_passes * size.batch_size * _compute_gflop(variant.peer, size)

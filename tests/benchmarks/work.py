@@ -24,6 +24,7 @@ from catseg.inference import compute_logits, make_predictor, to_input
 from catseg.losses import compute_loss
 from catseg.metrics import choose_labels
 from catseg.photo import fit_mask, fit_photo
+from catseg.runtimes import RUNTIMES, open_file
 from catseg.sample import draw_photo
 from catseg.settings import TrainConfig, UNetConfig
 from catseg.train import Epoch, advance, make_training, train_step
@@ -162,6 +163,18 @@ def make_inference(model: nn.Module, batches: list[Batch], precision: str, devic
             return choose_labels(model(to_input(batches[number % len(batches)][0], device))).cpu()
 
     return infer
+
+
+def make_runtime_inference(model: nn.Module, batches: list[Batch], runtime: str) -> Work:
+    """The same as `bench predict` does it with a bundle: the exported file in its own library, on the CPU."""
+    from catseg.onnx_file import dump_onnx
+    from catseg.quantisation import quantise
+
+    data = dump_onnx(model)
+    if RUNTIMES[runtime].precision == "int8":
+        data = quantise(data, torch.cat([photo_BSS3 for photo_BSS3, _ in batches]).numpy())
+    predictor = open_file(data, RUNTIMES[runtime].file, runtime, torch.get_num_threads())
+    return lambda number: choose_labels(compute_logits(predictor, batches[number % len(batches)][0]))
 
 
 def make_tutorial_inference(init_features: int, batches: list[Batch], device: torch.device) -> Work:
