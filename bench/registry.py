@@ -89,26 +89,27 @@ def _make_version(client: Any, bundle: Path, experiment: str, run: Any, num_clas
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
     model = client.create_logged_model(experiment_id, "unet", run_id, tags, run.data.params)
     with TemporaryDirectory() as folder:
-        _save_model(Path(folder) / "model", bundle / "model.onnx", num_classes, run_id, model.model_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what MLflow and its libraries say to each other
+            _save_model(Path(folder) / "model", bundle / "model.onnx", num_classes, run_id, model.model_id)
         client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
     model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     if not client.search_registered_models(f"name = '{experiment}'"):
         client.create_registered_model(experiment)
+    source = f"models:/{model.model_id}"
     version = client.create_model_version(
-        experiment, model.artifact_location, run_id, tags, model_id=model.model_id, await_creation_for=None
+        experiment, source, run_id, tags, model_id=model.model_id, await_creation_for=None
     )
     return str(version.version)
 
 
 def _save_model(folder: Path, file: Path, num_classes: int, run_id: str, model_id: str) -> None:
     """The folder that MLflow serves: the ONNX file and what is to be known of it. No pickle."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what MLflow's own libraries warn of while they load
-        import mlflow.onnx
-        import onnx
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
+    import mlflow.onnx
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
     # the photos have no name here, though they have in the file: `mlflow models serve` takes no list for a named one
     photo = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))

@@ -43,12 +43,14 @@ def test_the_run_of_the_trial_has_the_bundle_and_keeps_its_status(registered, cl
     (place,) = client.list_artifacts(version.run_id, "bundle")
     names = {file.path.rpartition("/")[2] for file in client.list_artifacts(version.run_id, place.path)}
     assert names == {path.name for path in bundle.iterdir()}
-    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+    assert [f"models:/{output.model_id}" for output in run.outputs.model_outputs] == [version.source]
 
 
 def test_the_registered_file_is_the_bundles_with_a_signature_and_without_a_pickle(registered, client, bundle):
     version = client.get_model_version_by_alias("tiny", "champion")
-    folder = Path(client.get_logged_model(version.model_id).artifact_location.removeprefix("file://"))
+    folder = Path(
+        client.get_logged_model(version.source.removeprefix("models:/")).artifact_location.removeprefix("file://")
+    )
     files = {path.name for path in folder.rglob("*")}
     assert {"MLmodel", "model.onnx"} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
