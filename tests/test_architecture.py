@@ -62,6 +62,7 @@ ALLOWED = {
     "catseg.runtimes": {
         "numpy",
         "torch",
+        "catseg.device",
         "onnxruntime",
         "openvino",
         "catseg.errors",
@@ -82,7 +83,14 @@ ALLOWED = {
     "catseg.standalone": {"numpy", "onnxruntime", "PIL"},  # leaves the house: nothing of ours
     "catseg.golden": {"numpy", "torch", "catseg.checkpoint", "catseg.errors", "catseg.inference", "catseg.photo"}
     | {"catseg.sample"},
-    "catseg.bundle": {"catseg.checkpoint", "catseg.errors", "catseg.inference", "catseg.runtimes", "catseg.settings"}
+    "catseg.bundle": {
+        "torch",
+        "catseg.checkpoint",
+        "catseg.errors",
+        "catseg.inference",
+        "catseg.runtimes",
+        "catseg.settings",
+    }
     | {"catseg.unet"},
     "bench": set(),
     "bench.trial": {"catseg.dataset", "catseg.settings"},
@@ -152,19 +160,11 @@ ALLOWED = {
     "bench.model_card": {"catseg.bundle"},
     "bench.latency": {"numpy", "torch", "catseg.inference", "catseg.photo", "catseg.unet"},
     "bench.registry": {"mlflow", "numpy", "onnx", "bench.store", "bench.tracking", "catseg.errors"},
-    "bench.export": {"numpy", "rich", "torch", "bench.certificate", "bench.comparison"}
-    | {
-        "bench.environment",
-        "bench.journal",
-        "bench.model_card",
-        "bench.scoring",
-        "bench.standing",
-        "bench.tracking",
-        "bench.trial",
-    }
-    | {"catseg", "catseg.bundle", "catseg.checkpoint", "catseg.dataset", "catseg.errors", "catseg.files"}
-    | {"catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_file", "catseg.quantisation"}
-    | {"catseg.runtimes", "catseg.unet"},
+    "bench.export": {"numpy", "rich", "torch", "bench.certificate", "bench.comparison", "bench.environment"}
+    | {"bench.journal", "bench.latency", "bench.model_card", "bench.registry", "bench.scoring", "bench.standing"}
+    | {"bench.trial", "catseg", "catseg.bundle", "catseg.checkpoint", "catseg.dataset", "catseg.errors"}
+    | {"catseg.files", "catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_file"}
+    | {"catseg.quantisation", "catseg.runtimes", "catseg.unet"},
     "bench.verification": {"rich", "torch", "catseg.bundle", "catseg.dataset", "catseg.device", "catseg.errors"}
     | {"catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_check", "catseg.runtimes"},
     "bench.cli": {

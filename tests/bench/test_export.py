@@ -22,7 +22,7 @@ TIMED = {"latency.json", "SHA256SUMS"}
 
 
 @pytest.fixture
-def in_finished(finished, monkeypatch):
+def in_finished(finished, template_store, monkeypatch):
     monkeypatch.chdir(finished)
     return finished
 
@@ -97,6 +97,17 @@ def test_a_trial_is_exported_by_name_by_key_and_by_run(in_finished, list_runs, t
         assert bench("export", *words, "--out", out).exit_code == 0
         assert (out / "model.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
         assert not (out / "model.int8.onnx").exists()
+
+
+def test_photos_that_were_held_out_are_held_out_again(tracked_workplace, write_grid, start_bench, bench):
+    grid = write_grid(grid="loss: [bce_dice]", data="{train: photos, val_fraction: 0.4}")
+    process = start_bench("run", "--grid", grid)
+    process.communicate()
+    assert process.returncode == 0
+    assert bench("export", "--out", "out").exit_code == 0
+    words = read_json(Path("out/certificate.json"))
+    assert (words["data"]["train_photos"], words["data"]["val_photos"]) == (4, 2)
+    assert words["repeated"]["val/miou"] == pytest.approx(words["trial"]["val/miou"], abs=1e-4)
 
 
 def test_without_seeds_the_first_row_of_the_leaderboard_is_the_best(in_finished, bench, bundle):
