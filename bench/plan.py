@@ -16,8 +16,9 @@ from bench.trial import Experiment, Trial, TrialResult
 from catseg.dataset import Data
 from catseg.settings import compute_forward_gflop, compute_num_parameters, compute_side
 
-# Bytes a parameter: the best and the last weights; two checkpoints of weights, best weights and two moments of Adam.
-WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 16
+# Bytes a parameter: the best and the last weights; two checkpoints of weights, their average, best weights and two
+# moments of Adam.
+WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 20
 OTHER_BYTES = 2 * 2**20  # of a trial: overlays, events, counts
 MIRROR_FACTOR = 2  # MLflow keeps a copy of what a trial leaves
 

@@ -38,7 +38,7 @@ def shrink(full: Sized, side: int) -> Sized:
         # the filter of `fit_photo`; in floats, for CUDA has none for bytes
         photo_B3RR = F.interpolate(photo_B3SS, (side, side), mode="bilinear", antialias=True, align_corners=False)
         parts.append(photo_B3RR.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
-    at_R = ((torch.arange(side, device=full.mask_NSS.device) + 0.5) * full.side / side).long()  # middles of pixels
+    at_R = (2 * torch.arange(side, device=full.mask_NSS.device) + 1) * full.side // (2 * side)  # middles of pixels
     mask_NRR = full.mask_NSS[:, at_R][:, :, at_R]
     used_N2 = np.maximum(1, np.round(full.used_N2 * side / full.side).astype(np.int64))
     return Sized(torch.cat(parts), mask_NRR, used_N2)

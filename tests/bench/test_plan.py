@@ -166,6 +166,6 @@ def test_work_grows_with_epochs_width_and_area():
 def test_the_room_that_trials_need_is_that_of_their_weights_twice_and_of_the_checkpoints_at_work():
     """Best and last weights, four bytes each, here and in MLflow; two checkpoints of 16 bytes a parameter; 2 MiB."""
     one = 2 * (8 * PARAMETERS + 2 * 2**20)
-    assert estimate_bytes(TRIALS[:1], jobs=1) == one + 32 * PARAMETERS
-    assert estimate_bytes(TRIALS, jobs=2) == 4 * one + 2 * 32 * PARAMETERS
+    assert estimate_bytes(TRIALS[:1], jobs=1) == one + 40 * PARAMETERS
+    assert estimate_bytes(TRIALS, jobs=2) == 4 * one + 2 * 40 * PARAMETERS
     assert estimate_bytes((), jobs=2) == 0
