@@ -24,7 +24,7 @@ class Sized:
 
     @property
     def side(self) -> int:
-        return self.mask_NSS.shape[1]
+        return self.photo_NSS3.shape[1]
 
 
 def shrink(full: Sized, side: int) -> Sized:
