@@ -63,7 +63,9 @@ def test_a_trial_is_named_by_what_varies_and_by_nothing_else(load):
 def test_every_setting_of_base_and_grid_reaches_the_trial(load):
     base = {"init_features": 4, "lr": 0.5, "image_size": 64, "loss": "dice", "epochs": 3, "batch_size": 5}
     base |= {"optimizer": "adam", "weight_decay": 0.1, "schedule": "constant", "precision": "float32"}
-    base |= {"augment": "light", "compile": "on"}
+    base |= {"augment": "light", "compile": "on", "decay_norms": False, "momentum": 0.5, "clip_norm": 1.0, "ema": 0.9}
+    base |= {"dice_weight": 0.5, "deep_supervision": True, "augment_fade": 0.5, "first_size": 32, "grow_epochs": 0.5}
+    base |= {"val_every": 2}
     in_base = load(HEAD + "base: {" + ", ".join(f"{key}: {value}" for key, value in base.items()) + "}\nseeds: [9]\n")
     in_grid = load(HEAD + "grid: {" + ", ".join(f"{key}: [{value}]" for key, value in base.items()) + "}\nseeds: [9]\n")
     assert in_base.trials[0].settings == base | {"seed": 9}
