@@ -40,7 +40,7 @@ from catseg.device import (
     reset_peak_memory,
 )
 from catseg.errors import InputError
-from catseg.inference import compute_logits, evaluate, make_predictor, predict_fitted
+from catseg.inference import compute_logits, evaluate, evaluate_batches, make_predictor, place, pool, predict_fitted
 from catseg.metrics import Counts, choose_labels, compute_metrics
 from catseg.photo import count_valid_pixels, encode_png, paint_panel
 from catseg.settings import TrainConfig, compute_forward_gflop
@@ -156,12 +156,11 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
     card = ModelCard(trial.unet, task.classes, trial.train.image_size, best.epoch.number)
     yield Weights("best", best.epoch.number, dump_model(model, card))
     yield Overlays("best", best.epoch.number, _draw_panels(model, val_set, trial.train, training.device))
-    _, flip_counts_NK3 = evaluate(
-        model, val_set, trial.train.loss, trial.train.batch_size, trial.train.precision, training.device, flip=True
-    )
     yield Finished(
         best.epoch.number,
-        _name_metrics(best.epoch) | {"val/miou_flip": compute_metrics(flip_counts_NK3)["miou"]} | costs,
+        _name_metrics(best.epoch)
+        | {"val/miou_flip": _score_flipped(model, val_set, trial.train, training.device)}
+        | costs,
         val_set.names,
         tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
         tuple(count_valid_pixels(val_set.native_masks).tolist()),
@@ -180,6 +179,13 @@ def _measure_inference(model: UNet, val_set: PhotoSet, config: TrainConfig, devi
         choose_labels(compute_logits(predictor, photo_BSS3))
         speeds.append(len(photo_BSS3) / (read_clock(device) - start))
     return statistics.median(speeds[1:])
+
+
+def _score_flipped(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> float:
+    """mIoU with the logits of photos and of photos mirrored averaged."""
+    predictor = make_predictor(model, config.precision, device)
+    scores = list(evaluate_batches(predictor, place(val_set, device), config.batch_size, flip=True))
+    return compute_metrics(pool(config.loss, scores)[1])["miou"]
 
 
 def _make_checkpoint(training: Training) -> Checkpoint:

@@ -76,24 +76,18 @@ def compute_logits(predictor: Predictor, photo_BSS3: torch.Tensor, flip: bool = 
 
 
 def evaluate(
-    model: nn.Module,
-    photos: PhotoSet,
-    loss: str,
-    batch_size: int,
-    precision: str,
-    device: torch.device,
-    flip: bool = False,
+    model: nn.Module, photos: PhotoSet, loss: str, batch_size: int, precision: str, device: torch.device
 ) -> tuple[float, Counts]:
-    """Loss of all photos pooled, and counts_NK3 at the masks' native size; `flip` as in `compute_logits`."""
+    """Loss of all photos pooled, and counts_NK3 at the masks' native size."""
     predictor = make_predictor(model, precision, device)
-    return pool(loss, list(evaluate_batches(predictor, place(photos, device), batch_size, flip)))
+    return pool(loss, list(evaluate_batches(predictor, place(photos, device), batch_size)))
 
 
 def evaluate_batches(predictor: Predictor, placed: Placed, batch_size: int, flip: bool = False) -> Iterator[BatchScore]:
     """Score photos, a batch at a time, without waiting for the device.
 
     The logits are scaled back to each photo's own size before they are thresholded, so that
-    image sizes compare. What the batches add up to does not depend on their size.
+    image sizes compare. What the batches add up to does not depend on their size. `flip`: as in `compute_logits`.
     """
     device = predictor.device
     for start in range(0, len(placed.photo_NSS3), batch_size):
