@@ -175,8 +175,8 @@ def mark_machine(index: int) -> str:
 
 
 def sort_values(values: Iterable[Any]) -> list[Any]:
-    """The values of a setting: numbers by size, words by the alphabet."""
-    return sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    """The values of a setting: none, numbers by size, words by the alphabet."""
+    return sorted(set(values), key=lambda value: (value is not None, isinstance(value, str), value))
 
 
 def rank(results: Iterable[TrialResult]) -> list[TrialResult]:

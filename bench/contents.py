@@ -27,7 +27,7 @@ FILES = (
 )
 LOG_CHARACTERS = 5000  # of a dead worker's; a tag holds no more
 FAILURE_TAGS = ("failure_kind", "failure_reason", "failure_log")
-VERSION = b"2"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
+VERSION = b"3"  # raised when a run is to hold more of a result than before: `bench sync` then sends it
 
 
 def compute_digest(folder: Path) -> str:
@@ -85,7 +85,8 @@ def list_last_metrics(folder: Path, result: TrialResult) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if result.status == "finished":
         metrics = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
-        metrics |= {name: value for name, value in result.metrics.items() if name.startswith("cost/")}
+        once = ("cost/", "val/miou_flip")
+        metrics |= {name: value for name, value in result.metrics.items() if name.startswith(once)}
     test = read_json(folder / "test.json")
     return metrics | (test["metrics"] if test is not None else {})
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -137,6 +138,10 @@ def _check_axis(where: str, values: Any, path: Path) -> list[Any]:
 def _check_type(where: str, key: str, value: Any, path: Path) -> Any:
     """The value, if it is of the setting's own type; whole numbers pass as floats."""
     hint = HINTS[key]
+    if get_origin(hint) is UnionType:  # `float | None`: null is off
+        if value is None:
+            return None
+        hint = next(part for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is Literal:
         if isinstance(value, bool) and "on" in get_args(hint):  # YAML 1.1 reads the words on and off so
             value = "on" if value else "off"
@@ -147,7 +152,7 @@ def _check_type(where: str, key: str, value: Any, path: Path) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    advice = f"a number of type {hint.__name__} is needed"
+    advice = "true or false is needed" if hint is bool else f"a number of type {hint.__name__} is needed"
     number = _parse_number(value) if isinstance(value, str) else None
     if number is not None and hint is float:
         mantissa, exponent = f"{number:e}".split("e")

@@ -14,10 +14,11 @@ from bench.environment import CODE_HASH, find_device_type, read_torch_version
 from bench.journal import History
 from bench.trial import Experiment, Trial, TrialResult
 from catseg.dataset import Data
-from catseg.settings import compute_forward_gflop, compute_num_parameters
+from catseg.settings import compute_forward_gflop, compute_num_parameters, compute_side
 
-# Bytes a parameter: the best and the last weights; two checkpoints of weights, best weights and two moments of Adam.
-WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 16
+# Bytes a parameter: the best and the last weights; two checkpoints of weights, their average, best weights and two
+# moments of Adam.
+WEIGHTS_BYTES, CHECKPOINT_BYTES = 2 * 4, 2 * 20
 OTHER_BYTES = 2 * 2**20  # of a trial: overlays, events, counts
 MIRROR_FACTOR = 2  # MLflow keeps a copy of what a trial leaves
 
@@ -102,9 +103,13 @@ def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
     step 1.8 times longer on 2 CPU cores, not 4 times. The 48 is a fit to that, and rough.
     """
     train_photos, val_photos = data.num_photos
-    forward = compute_forward_gflop(trial.unet.init_features, trial.train.image_size)
-    slowness = 1 + 48 / trial.unet.init_features
-    return (trial.train.epochs - epochs_done) * forward * slowness * (3 * train_photos + val_photos)
+    config, width = trial.train, trial.unet.init_features
+    epochs = range(epochs_done + 1, config.epochs + 1)
+    num_full = float(len(epochs))  # trained at full size, or as many as those take that are at smaller ones
+    if config.first_size is not None:
+        num_full = sum((compute_side(config, epoch) / config.image_size) ** 2 for epoch in epochs)
+    passes = 3 * train_photos * num_full + val_photos * len(epochs) / config.val_every
+    return passes * compute_forward_gflop(width, config.image_size) * (1 + 48 / width)
 
 
 def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:

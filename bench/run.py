@@ -6,7 +6,7 @@ Knows nothing of where it runs, or who keeps and shows what it yields.
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from catseg.device import (
     reset_peak_memory,
 )
 from catseg.errors import InputError
-from catseg.inference import compute_logits, evaluate, make_predictor, predict_fitted
+from catseg.inference import compute_logits, evaluate, evaluate_batches, make_predictor, place, pool, predict_fitted
 from catseg.metrics import Counts, choose_labels, compute_metrics
 from catseg.photo import count_valid_pixels, encode_png, paint_panel
 from catseg.settings import TrainConfig, compute_forward_gflop
@@ -48,6 +48,7 @@ from catseg.train import Epoch, NonFiniteError, Training, advance, make_training
 from catseg.unet import UNet, count_parameters, make_unet
 
 INFERENCE_BATCHES = 8  # at most, for a speed to be told
+TARGETS = (50, 60, 66, 70, 75)  # percent of val/miou to which the seconds are told
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _train(
             before = now
             yield EpochDone(event.number, _name_metrics(event), event.train_seconds, event.val_seconds, system)
             if event.number == 1:
-                yield Overlays("first", 1, _draw_panels(training.model, val_set, config, device))
+                yield Overlays("first", 1, _draw_panels(training.judged, val_set, config, device))
             epoch_seconds = event.train_seconds + event.val_seconds  # after the next one it might be too late
             is_due = time.monotonic() - last_checkpoint + epoch_seconds >= task.checkpoint_every_seconds
             if is_due and event.number < config.epochs and not stop.asked:
@@ -138,9 +139,9 @@ def _train(
 
 def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: PhotoSet) -> Iterator[WorkerEvent]:
     """The weights of the last and of the best epoch, its pictures, its numbers and what it all cost."""
-    trial, model, best = task.trial, training.model, training.best
-    assert best is not None
-    costs = {
+    trial, model, best = task.trial, training.judged, training.best
+    assert best is not None and best.epoch.val_counts_NK3 is not None
+    costs = compute_seconds_to(training.mious, training.epoch_seconds, training.val_seconds) | {
         "cost/train_seconds": sum(training.epoch_seconds),
         "cost/photos_per_second": len(train_set.names) / statistics.median(training.epoch_seconds),
         "cost/peak_mib": measure_peak_mib(training.device),
@@ -157,7 +158,9 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
     yield Overlays("best", best.epoch.number, _draw_panels(model, val_set, trial.train, training.device))
     yield Finished(
         best.epoch.number,
-        _name_metrics(best.epoch) | costs,
+        _name_metrics(best.epoch)
+        | {"val/miou_flip": _score_flipped(model, val_set, trial.train, training.device)}
+        | costs,
         val_set.names,
         tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
         tuple(count_valid_pixels(val_set.native_masks).tolist()),
@@ -178,6 +181,13 @@ def _measure_inference(model: UNet, val_set: PhotoSet, config: TrainConfig, devi
     return statistics.median(speeds[1:])
 
 
+def _score_flipped(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> float:
+    """mIoU with the logits of photos and of photos mirrored averaged."""
+    predictor = make_predictor(model, config.precision, device)
+    scores = list(evaluate_batches(predictor, place(val_set, device), config.batch_size, flip=True))
+    return compute_metrics(pool(config.loss, scores)[1])["miou"]
+
+
 def _make_checkpoint(training: Training) -> Checkpoint:
     start = read_clock(training.device)
     data = dump_training(training)
@@ -185,9 +195,32 @@ def _make_checkpoint(training: Training) -> Checkpoint:
 
 
 def _name_metrics(epoch: Epoch) -> dict[str, float]:
-    """An epoch's numbers by their one name. val/miou leads: MLflow compares by the first metric it sees."""
-    scores = {f"val/{name}": value for name, value in compute_metrics(epoch.val_counts_NK3).items()}
-    return scores | {"val/loss": epoch.val_loss, "train/loss": epoch.train_loss, "train/lr": epoch.lr}
+    """An epoch's numbers by their one name. val/miou leads: MLflow compares by the first metric it sees.
+
+    Of an epoch that was not validated those of its training alone.
+    """
+    scores: dict[str, float] = {}
+    if epoch.val_counts_NK3 is not None and epoch.val_loss is not None:
+        scores = {f"val/{name}": value for name, value in compute_metrics(epoch.val_counts_NK3).items()}
+        scores["val/loss"] = epoch.val_loss
+    return scores | {"train/loss": epoch.train_loss, "train/lr": epoch.lr}
+
+
+def compute_seconds_to(
+    mious: Sequence[float | None], train_seconds: Sequence[float], val_seconds: Sequence[float]
+) -> dict[str, float]:
+    """cost/seconds_to_miou_50, ..._60, ...: training and validation up to the first epoch with that val/miou.
+
+    All three by epoch; a score that no epoch reached is left out.
+    """
+    found: dict[str, float] = {}
+    seconds = 0.0
+    for miou, train, val in zip(mious, train_seconds, val_seconds, strict=True):
+        seconds += train + val
+        for target in TARGETS:
+            if miou is not None and miou >= target / 100:
+                found.setdefault(f"cost/seconds_to_miou_{target}", seconds)
+    return found
 
 
 def _draw_panels(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> tuple[bytes, ...]:
@@ -220,7 +253,8 @@ def measure_step_seconds(trial: Trial, device_name: str) -> float:
 
 def take_steps(trial: Trial, device_name: str) -> Iterator[None]:
     """A trial's training steps on made-up photos, one for each `next`, without end and without validation."""
-    config = replace(trial.train, lr=1e-6, schedule="constant", compile="off")  # no overflow, no schedule ends
+    # no overflow, no schedule ends, the photos at their largest
+    config = replace(trial.train, lr=1e-6, schedule="constant", compile="off", first_size=None)
     num_photos, side = config.batch_size, config.image_size
     rng = np.random.default_rng(0)
     photo_NSS3 = rng.integers(0, 256, (num_photos, side, side, 3), np.uint8)

@@ -145,11 +145,14 @@ class ProgressView:
             self._print(f"goes on after epoch {started.epoch} of {trial.train.epochs}  {trial.name}")
 
     def _show_epoch(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> None:
-        self._best = max(metrics["val/miou"], self._best or 0.0)
+        scores = ""
+        if "val/miou" in metrics:  # not every epoch is validated
+            self._best = max(metrics["val/miou"], self._best or 0.0)
+            scores = f"val/loss {metrics['val/loss']:.3f}  val/miou {metrics['val/miou']:.3f}  "
         line = (
             f"trial {self._num_ended + 1}/{len(self._work)}  epoch {epoch}/{trial.train.epochs}  "
-            f"train/loss {metrics['train/loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
-            f"val/miou {metrics['val/miou']:.3f}  best {self._best:.3f}  left {self._format_left()}"
+            f"train/loss {metrics['train/loss']:.3f}  {scores}"
+            f"best {self._best or 0.0:.3f}  left {self._format_left()}"
         )
         if self._console.is_terminal:
             if trial in self._trial_bars:

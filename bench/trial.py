@@ -20,7 +20,20 @@ SETTINGS = ("init_features", *(setting.name for setting in fields(TrainConfig)))
 
 # Settings that came later than the first results, and the value that means "as before": it is left out of a trial's
 # identity, so that earlier results stand. A default may change; these may not.
-LATER_SETTINGS: dict[str, Any] = {"augment": "none", "compile": "off"}
+LATER_SETTINGS: dict[str, Any] = {
+    "augment": "none",
+    "compile": "off",
+    "decay_norms": True,
+    "momentum": 0.0,
+    "clip_norm": None,
+    "ema": None,
+    "dice_weight": None,
+    "deep_supervision": False,
+    "augment_fade": 0.0,
+    "first_size": None,
+    "grow_epochs": 0.7,
+    "val_every": 1,
+}
 
 CHECKPOINT_EVERY_SECONDS = 60.0  # at most so much training is lost in a kill, or one epoch if that is longer
 
@@ -56,7 +69,8 @@ class Trial:
     def needs_more_than(self, other: "Trial") -> bool:
         """Whether it takes strictly more memory: wider, larger or in larger batches, and alike in all else."""
         mine, others = self.settings, other.settings
-        alike = all(mine[name] == others[name] for name in ("loss", "optimizer", "precision", "augment", "compile"))
+        names = ("loss", "optimizer", "precision", "augment", "compile", "ema", "deep_supervision")
+        alike = all(mine[name] == others[name] for name in names)
         sizes = [(mine[name], others[name]) for name in ("init_features", "image_size", "batch_size")]
         return alike and all(a >= b for a, b in sizes) and any(a > b for a, b in sizes)
 

@@ -15,13 +15,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from catseg.errors import InputError
-from catseg.optimizer import list_views
+from catseg.optimizer import list_views, name_averages
 from catseg.settings import STRIDE, UNetConfig
 from catseg.train import Best, Epoch, Training
 from catseg.unet import UNet
 
 FORMAT = "catseg-unet-1"
-TRAINING_FORMAT = "catseg-training-1"
+TRAINING_FORMAT = "catseg-training-2"
 MAX_BYTES = 8 * 2**30
 
 
@@ -84,10 +84,10 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
 def dump_training(training: Training) -> bytes:
     """All that `advance` needs to go on as if nothing had been: tensors by name, the rest as JSON.
 
-    Weights, statistics, optimizer, schedule, scaler, random states, the epoch and the steps of the
-    one under way, and the best epoch with its weights. Takes 16 bytes a parameter.
+    Weights, statistics and their average, optimizer, schedule, scaler, random states, the epoch and the
+    steps of the one under way, and the best epoch with its weights. Takes 16 bytes a parameter, 20 with an average.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in training.model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in training.learner.state_dict().items()}
     optimizer = training.optimizer.state_dict()
     for index, state in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -102,13 +102,19 @@ def dump_training(training: Training) -> bytes:
         "lr": training.lr,
         "seconds": training.seconds,
         "epoch_seconds": training.epoch_seconds,
+        "val_seconds": training.val_seconds,
+        "mious": training.mious,
         "num_losses": len(training.losses),
         "param_groups": optimizer["param_groups"],
         "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
     }
+    if training.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in training.average.model.state_dict().items()}
+        facts["num_averaged"] = training.average.num_steps
     if training.best is not None:
         tensors |= {f"best.{name}": tensor for name, tensor in training.best.weights.items()}
+        assert training.best.epoch.val_counts_NK3 is not None
         tensors["best_counts"] = torch.from_numpy(training.best.epoch.val_counts_NK3)
         facts["best"] = {"miou": training.best.miou} | vars(training.best.epoch)
         del facts["best"]["val_counts_NK3"]
@@ -133,10 +139,13 @@ def load_training(data: bytes, training: Training) -> None:
 def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Every tensor has its name, shape and type: one that is missing would be begun anew without a word."""
     weights = training.model.state_dict()
-    like = {f"model.{name}": tensor for name, tensor in weights.items()} | {"random.cpu": torch.get_rng_state()}
+    like = {f"model.{name}": tensor for name, tensor in training.learner.state_dict().items()}
+    like["random.cpu"] = torch.get_rng_state()
+    if training.average is not None:
+        like |= {f"average.{name}": tensor for name, tensor in weights.items()}
     if facts["epoch"] or facts["num_losses"]:
         for index, parameter in enumerate(list_views(training.optimizer)):
-            like |= {f"optimizer.{index}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
+            like |= {f"optimizer.{index}.{name}": parameter for name in name_averages(training.config)}
             like[f"optimizer.{index}.step"] = torch.empty(())
     if facts["num_losses"]:
         like["losses"] = torch.empty(facts["num_losses"], device="meta")
@@ -150,7 +159,10 @@ def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str,
 
 
 def _restore(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    training.model.load_state_dict(_take(tensors, "model."), strict=True)
+    training.learner.load_state_dict(_take(tensors, "model."), strict=True)
+    if training.average is not None:
+        training.average.model.load_state_dict(_take(tensors, "average."), strict=True)
+        training.average.num_steps = facts["num_averaged"]
     states: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in _take(tensors, "optimizer.").items():
         index, _, key = name.partition(".")
@@ -164,6 +176,7 @@ def _restore(training: Training, facts: dict[str, Any], tensors: dict[str, torch
         torch.cuda.set_rng_state(tensors["random.cuda"], training.device)
     training.epoch, training.lr, training.seconds = facts["epoch"], facts["lr"], facts["seconds"]
     training.epoch_seconds = facts["epoch_seconds"]
+    training.val_seconds, training.mious = facts["val_seconds"], facts["mious"]
     training.losses = list(tensors["losses"].to(training.device)) if "losses" in tensors else []
     if "best" in facts:
         miou = facts["best"].pop("miou")

@@ -15,7 +15,7 @@ from torch import nn
 from catseg.dataset import PhotoSet
 from catseg.device import choose_precision
 from catseg.folding import fold_batch_norm
-from catseg.losses import LOSSES, sum_terms
+from catseg.losses import apply_loss, sum_terms
 from catseg.metrics import Counts, choose_labels, count_pixels
 from catseg.photo import UInt8, fit_size
 
@@ -62,8 +62,14 @@ def make_predictor(model: nn.Module | Predictor, precision: str, device: torch.d
 
 
 @torch.inference_mode()
-def compute_logits(predictor: Predictor, photo_BSS3: torch.Tensor) -> torch.Tensor:
-    """logits_BKSS, float32, of fitted photos (uint8); a photo's own depend on the others in rounding at most."""
+def compute_logits(predictor: Predictor, photo_BSS3: torch.Tensor, flip: bool = False) -> torch.Tensor:
+    """logits_BKSS, float32, of fitted photos (uint8); a photo's own depend on the others in rounding at most.
+
+    `flip`: the mean of those of the photos and of the photos mirrored, for twice the time.
+    """
+    if flip:
+        mirrored_BKSS = compute_logits(predictor, photo_BSS3.flip(2)).flip(3)
+        return (compute_logits(predictor, photo_BSS3) + mirrored_BKSS) / 2
     most = len(photo_BSS3)
     if predictor.device.type == "cpu":
         most = max(1, PART_PIXELS // photo_BSS3[0, ..., 0].numel())
@@ -82,17 +88,17 @@ def evaluate(
     return pool(loss, list(evaluate_batches(predictor, place(photos, predictor.device), batch_size)))
 
 
-def evaluate_batches(predictor: Predictor, placed: Placed, batch_size: int) -> Iterator[BatchScore]:
+def evaluate_batches(predictor: Predictor, placed: Placed, batch_size: int, flip: bool = False) -> Iterator[BatchScore]:
     """Score photos, a batch at a time, without waiting for the device.
 
     The logits are scaled back to each photo's own size before they are thresholded, so that
-    image sizes compare. What the batches add up to does not depend on their size.
+    image sizes compare. What the batches add up to does not depend on their size. `flip`: as in `compute_logits`.
     """
     device = predictor.device
     for start in range(0, len(placed.photo_NSS3), batch_size):
         batch = slice(start, start + batch_size)
         with torch.inference_mode():
-            logits_BKSS = compute_logits(predictor, placed.photo_NSS3[batch])
+            logits_BKSS = compute_logits(predictor, placed.photo_NSS3[batch], flip)
             counts = []  # one by one: photos of one size in one call were no faster on a CPU
             for logits_KSS, mask_HW in zip(logits_BKSS, placed.native_masks[batch], strict=True):
                 labels_HW = restore_labels(logits_KSS, *mask_HW.shape)
@@ -101,11 +107,11 @@ def evaluate_batches(predictor: Predictor, placed: Placed, batch_size: int) -> I
         yield score
 
 
-def pool(loss: str, scores: Sequence[BatchScore]) -> tuple[float, Counts]:
+def pool(loss: str, scores: Sequence[BatchScore], dice_weight: float | None = None) -> tuple[float, Counts]:
     """The loss of all photos as if they were one batch, and counts_NK3."""
     terms_4K = sum((score.terms_4K for score in scores[1:]), scores[0].terms_4K)
     counts_NK3 = torch.cat([score.counts_BK3 for score in scores])
-    return float(LOSSES[loss](terms_4K)), counts_NK3.cpu().numpy().astype(np.int64)
+    return float(apply_loss(loss, terms_4K, dice_weight)), counts_NK3.cpu().numpy().astype(np.int64)
 
 
 def predict_fitted(predictor: Predictor, photo_SS3: UInt8, size: tuple[int, ...]) -> UInt8:

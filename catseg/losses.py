@@ -4,6 +4,8 @@ In:  logits_BKHW, mask_BHW (0 background, 1..K classes, 255 void).   Out: a scal
 Knows nothing of models or training.      (B batch, K classes, H height, W width in pixels)
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -51,16 +53,28 @@ def dice(terms_4K: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def bce_dice(terms_4K: torch.Tensor) -> torch.Tensor:
-    """Dice plus binary cross-entropy with logits, the mean over pixels that are not void."""
+def bce_dice(terms_4K: torch.Tensor, dice_weight: float | None = None) -> torch.Tensor:
+    """Dice plus binary cross-entropy with logits, the mean over pixels that are not void.
+
+    With a weight, 0 to 1, it is Dice's share and the rest cross-entropy's: 0.5 is half their sum.
+    """
     _, _, cross_entropy_K, pixels_K = terms_4K
     cross_entropy: torch.Tensor = (cross_entropy_K / pixels_K.clamp(min=1)).mean()
-    return dice(terms_4K) + cross_entropy
+    if dice_weight is None:
+        return dice(terms_4K) + cross_entropy
+    return dice_weight * dice(terms_4K) + (1 - dice_weight) * cross_entropy
 
 
-LOSSES = {"dice": dice, "bce_dice": bce_dice}
+LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"dice": dice, "bce_dice": bce_dice}
 
 
-def compute_loss(name: str, logits_BKHW: torch.Tensor, mask_BHW: torch.Tensor) -> torch.Tensor:
+def apply_loss(name: str, terms_4K: torch.Tensor, dice_weight: float | None = None) -> torch.Tensor:
+    """The loss called `name` of what `sum_terms` gave; the weight is of bce_dice alone."""
+    return bce_dice(terms_4K, dice_weight) if name == "bce_dice" else LOSSES[name](terms_4K)
+
+
+def compute_loss(
+    name: str, logits_BKHW: torch.Tensor, mask_BHW: torch.Tensor, dice_weight: float | None = None
+) -> torch.Tensor:
     """The loss called `name` of one batch; finite for empty masks, 0 with zero gradient for all-void ones."""
-    return LOSSES[name](sum_terms(logits_BKHW, mask_BHW))
+    return apply_loss(name, sum_terms(logits_BKHW, mask_BHW), dice_weight)

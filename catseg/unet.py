@@ -29,8 +29,13 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], config.num_classes, 1)
 
     def forward(self, photo_B3HW: torch.Tensor) -> torch.Tensor:
+        logits_BKHW: torch.Tensor = self.head(self.decode(photo_B3HW)[-1])
+        return logits_BKHW
+
+    def decode(self, photo_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        """The features of each level of the decoder, from the lowest, at 1/8 of the photo's size, up to all of it."""
         assert photo_B3HW.shape[2] % STRIDE == 0 and photo_B3HW.shape[3] % STRIDE == 0, photo_B3HW.shape
-        x, skips = photo_B3HW, []
+        x, skips, levels = photo_B3HW, [], []
         for encoder in self.encoders:
             x = encoder(x)
             skips.append(x)
@@ -38,8 +43,8 @@ class UNet(nn.Module):
         x = self.bottleneck(x)
         for upsampler, decoder, skip in zip(self.upsamplers, self.decoders, reversed(skips), strict=True):
             x = decoder(upsample_beside(upsampler, x, skip))
-        logits_BKHW: torch.Tensor = self.head(x)
-        return logits_BKHW
+            levels.append(x)
+        return levels
 
 
 def make_block(num_in: int, num_out: int) -> nn.Sequential:

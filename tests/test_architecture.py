@@ -45,16 +45,13 @@ ALLOWED = {
     "catseg.inference": {"numpy", "torch", "catseg.dataset", "catseg.device", "catseg.folding", "catseg.losses"}
     | {"catseg.metrics", "catseg.photo"},
     "catseg.augment": {"kornia", "numpy", "torch", "catseg.inference"},
-    "catseg.train": {
-        "numpy",
-        "torch",
-        "catseg.augment",
-        "catseg.dataset",
-        "catseg.device",
-        "catseg.inference",
-        "catseg.losses",
-    }
-    | {"catseg.metrics", "catseg.optimizer", "catseg.settings", "catseg.unet"},
+    "catseg.average": {"torch", "catseg.unet"},
+    "catseg.growth": {"numpy", "torch"},
+    "catseg.schedule": {"torch", "catseg.settings"},
+    "catseg.supervision": {"torch", "catseg.losses", "catseg.unet"},
+    "catseg.train": {"numpy", "torch", "catseg.augment", "catseg.average", "catseg.dataset", "catseg.device"}
+    | {"catseg.growth", "catseg.inference", "catseg.losses", "catseg.metrics", "catseg.optimizer", "catseg.schedule"}
+    | {"catseg.settings", "catseg.supervision", "catseg.unet"},
     "catseg.checkpoint": {"torch", "safetensors", "catseg.errors", "catseg.optimizer", "catseg.settings"}
     | {"catseg.train", "catseg.unet"},
     "catseg.predict": {"torch", "catseg.checkpoint", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}

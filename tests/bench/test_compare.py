@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.compare import find_machine, list_failed, make_leaderboard, rank
+from bench.compare import find_machine, list_failed, make_leaderboard, rank, sort_values
 from tests.leaderboards import HERE, THERE, fail, finish, make_board, make_counts
 
 
@@ -117,3 +117,9 @@ def test_nothing_finished_is_an_empty_board():
     board = make_board([fail()])
     assert (board.rows, board.effects, board.machines) == ((), (), {})
     assert len(board.failed) == 1
+
+
+def test_values_of_a_setting_stand_in_order_the_one_that_is_off_first():
+    assert sort_values([96, None, 64, 96]) == [None, 64, 96]
+    assert sort_values(["b", "a"]) == ["a", "b"]
+    assert sort_values([True, False]) == [False, True]

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from bench.engine import LocalEngine, _choose_place
-from bench.run import Task
+from bench.run import Task, compute_seconds_to
 from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
 from catseg.settings import TrainConfig, UNetConfig
@@ -92,6 +92,29 @@ def test_the_best_epoch_is_the_first_with_the_highest_miou(events):
     finished = events[-1]
     assert finished.best_epoch == max(mious, key=mious.get)
     assert finished.metrics["val/miou"] == max(mious.values())
+
+
+def test_the_best_model_is_scored_once_more_with_mirrored_photos(events):
+    assert 0 <= events[-1].metrics["val/miou_flip"] <= 1
+    assert all("val/miou_flip" not in event.metrics for event in events if isinstance(event, EpochDone))
+
+
+def test_epochs_that_are_not_validated_say_so_by_leaving_it_out(sets):
+    *_, last = events = list(run(make_trial(3, val_every=2), sets))
+    scored = ["val/miou" in event.metrics for event in events if isinstance(event, EpochDone)]
+    assert scored == [False, True, True]
+    assert isinstance(last, Finished) and last.best_epoch in (2, 3)
+
+
+def test_seconds_to_a_score_are_those_of_all_epochs_up_to_the_first_that_reached_it():
+    """Training of 10, 20, 30 s, validation of 1, 0, 3 s; what is reached later again, or never, is not told."""
+    seconds = compute_seconds_to([0.5, None, 0.69, 0.4], [10.0, 20.0, 30.0, 40.0], [1.0, 0.0, 3.0, 4.0])
+    assert seconds == {
+        "cost/seconds_to_miou_50": 11.0,
+        "cost/seconds_to_miou_60": 64.0,
+        "cost/seconds_to_miou_66": 64.0,
+    }
+    assert compute_seconds_to([0.1], [1.0], [1.0]) == {}
 
 
 def test_the_best_weights_are_the_best_epochs_and_the_last_ones_the_last_epochs(events, tmp_path):

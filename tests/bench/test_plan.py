@@ -11,7 +11,7 @@ from bench.claim import make_experiment_folder, take
 from bench.plan import compute_work, estimate_bytes, estimate_seconds, make_plan
 from bench.trial import Checkpoint, EpochDone, Experiment, Started, Trial, TrialResult
 from catseg.dataset import Data, DataConfig, PhotoSet
-from catseg.settings import TrainConfig, UNetConfig
+from catseg.settings import TrainConfig, UNetConfig, compute_side
 
 NUM_TRAIN, NUM_VAL = 8, 4
 CODE = planning.CODE_HASH
@@ -163,9 +163,23 @@ def test_work_grows_with_epochs_width_and_area():
     assert compute_work(dataclasses.replace(trial, unet=UNetConfig(4)), DATA) > work
 
 
+def test_smaller_photos_and_fewer_validations_are_less_work():
+    """Four epochs: one at 32 px, a quarter of 64, one at 48, two at 64; then half the validations."""
+    trial = Trial(UNetConfig(2), TrainConfig(image_size=64, epochs=4), ())
+    train, val = DATA.num_photos
+    work = compute_work(trial, DATA) / (4 * (3 * train + val))  # of one photo forward
+    growing = dataclasses.replace(trial, train=dataclasses.replace(trial.train, first_size=32, grow_epochs=0.5))
+    assert [compute_side(growing.train, epoch) for epoch in (1, 2, 3, 4)] == [32, 48, 64, 64]
+    passes = 3 * train * (0.25 + 0.5625 + 2)
+    assert compute_work(growing, DATA) == pytest.approx(work * (passes + 4 * val))
+    assert compute_work(growing, DATA, epochs_done=2) == pytest.approx(work * (3 * train * 2 + 2 * val))
+    seldom = dataclasses.replace(growing, train=dataclasses.replace(growing.train, val_every=2))
+    assert compute_work(seldom, DATA) == pytest.approx(work * (passes + 2 * val))
+
+
 def test_the_room_that_trials_need_is_that_of_their_weights_twice_and_of_the_checkpoints_at_work():
     """Best and last weights, four bytes each, here and in MLflow; two checkpoints of 16 bytes a parameter; 2 MiB."""
     one = 2 * (8 * PARAMETERS + 2 * 2**20)
-    assert estimate_bytes(TRIALS[:1], jobs=1) == one + 32 * PARAMETERS
-    assert estimate_bytes(TRIALS, jobs=2) == 4 * one + 2 * 32 * PARAMETERS
+    assert estimate_bytes(TRIALS[:1], jobs=1) == one + 40 * PARAMETERS
+    assert estimate_bytes(TRIALS, jobs=2) == 4 * one + 2 * 40 * PARAMETERS
     assert estimate_bytes((), jobs=2) == 0

@@ -140,3 +140,11 @@ def test_a_terminal_is_shown_trial_epoch_losses_best_and_time_left():
 )
 def test_seconds_are_written_as_people_say_them(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_of_an_epoch_that_was_not_validated_the_training_loss_is_said(monkeypatch):
+    monkeypatch.setattr("bench.terminal.PLAIN_EVERY_SECONDS", -1.0)
+    trial, training_alone = make_trial(), EpochDone(1, {"train/loss": 0.25, "train/lr": 0.1}, 1.0, 0.0)
+    first, second = show([(trial, training_alone), (trial, make_epoch(2, 0.5))], [trial]).splitlines()
+    assert "train/loss 0.250  best 0.000  left" in first
+    assert "val/miou 0.500  best 0.500" in second

@@ -25,6 +25,16 @@ OTHER_SETTINGS = {
     "precision": "float32",
     "augment": "light",
     "compile": "on",
+    "decay_norms": False,
+    "momentum": 0.9,
+    "clip_norm": 1.0,
+    "ema": 0.99,
+    "dice_weight": 0.5,
+    "deep_supervision": True,
+    "augment_fade": 0.2,
+    "first_size": 64,
+    "grow_epochs": 0.5,
+    "val_every": 2,
 }
 
 
@@ -87,6 +97,8 @@ def test_every_setting_has_one_name_and_stands_in_the_settings():
         ({"init_features": 16, "optimizer": "adam"}, False),
         ({"init_features": 16, "precision": "float32"}, False),
         ({"init_features": 16, "augment": "light"}, False),
+        ({"init_features": 16, "ema": 0.99}, False),
+        ({"init_features": 16, "deep_supervision": True}, False),
         ({"init_features": 16, "lr": 0.02, "seed": 1}, True),
     ],
 )

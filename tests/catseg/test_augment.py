@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from catseg.augment import NUM_DRAWS, augment, draw, draw_changes, make_changes
+from catseg.augment import NUM_DRAWS, RANGES, Ranges, augment, draw, draw_changes, make_changes, make_color_matrices
 from catseg.dataset import PhotoSet
 from catseg.inference import evaluate, to_input
 from catseg.losses import compute_loss
 from catseg.photo import VOID, fit_mask, fit_photo
-from catseg.train import Epoch, TrainConfig, train
-from catseg.unet import UNetConfig, make_unet
+from catseg.settings import TrainConfig, UNetConfig, compute_augment_strength
+from catseg.train import Epoch, train
+from catseg.unet import make_unet
 
 CPU = torch.device("cpu")
 SIDE = 48
@@ -287,3 +288,57 @@ def test_augmented_cats_are_learnt(make_set):
 def test_kornia_is_waited_for_only_where_photos_are_augmented():
     script = "import catseg.train, sys; print('kornia' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"False\n"
+
+
+@given(arrays(np.float64, (4, 2), elements=st.floats(-1, 1)))
+def test_grey_stays_grey_whatever_its_colours_would_become(draws_N2):
+    matrix_N33 = make_color_matrices(draws_N2, RANGES["strong"]).numpy()
+    np.testing.assert_allclose(matrix_N33 @ np.ones(3), 1, atol=1e-5)
+
+
+def test_saturation_is_the_distance_from_grey_and_hue_turns_around_it():
+    """Red is 0.299 of brightness: half as saturated, it is half way there. A third of a turn would make it green."""
+    less, turned = make_color_matrices(np.array([[-1, 0], [0, 1]]), Ranges(0, 1, 0, 0, 0.5, 120)).numpy()
+    red = np.array([1, 0, 0])
+    np.testing.assert_allclose(less @ red, [0.6495, 0.1495, 0.1495], atol=1e-5)
+    np.testing.assert_allclose(turned @ red, [0, 1, 0], atol=1e-5)
+
+
+def test_strong_is_light_gone_further_and_in_colours():
+    used_N2 = np.full((500, 2), SIDE)
+    light, strong = (draw_changes(0, 1, used_N2, name).numpy() for name in ("light", "strong"))
+    assert (light.shape[1], strong.shape[1]) == (10, 19)
+    sizes = [np.sqrt(np.abs(np.linalg.det(changes[:, [[0, 1], [3, 4]]]))) for changes in (light, strong)]
+    assert sizes[0].max() <= 1.25 + 1e-6 < sizes[1].max() <= 1.6 + 1e-6
+    angles = [np.degrees(np.arctan2(changes[:, 1], changes[:, 4])) for changes in (light, strong)]
+    assert np.abs(angles[0]).max() <= 15 + 1e-4 < np.abs(angles[1]).max() <= 30 + 1e-4
+
+
+def test_colours_are_changed_before_brightness_black_stays_black_and_labels_labels():
+    photo, mask = draw_noise(SIDE, 36)
+    photo_1SS3, mask_1SS = torch.tensor(fit_photo(photo, SIDE))[None], torch.tensor(fit_mask(mask, SIDE))[None]
+    plain = make_changes(make_draws(brightness=-1), np.array([[SIDE, 36]]))
+    matrix_133 = make_color_matrices(np.array([[-1.0, 1.0]]), RANGES["strong"])
+    (photo_SS3,), (mask_SS,) = augment(photo_1SS3, mask_1SS, torch.cat([plain, matrix_133.flatten(1)], 1), CPU)
+    expected = (0.8 * (fit_photo(photo, SIDE) / 255 @ matrix_133[0].numpy().T)).clip(0, 1)
+    np.testing.assert_allclose(photo_SS3, expected, atol=1e-4)
+    np.testing.assert_array_equal(mask_SS, fit_mask(mask, SIDE))
+    assert photo_SS3[:, 36:].max() <= 1e-4
+
+
+def test_augmentation_fades_in_equal_parts_over_the_last_epochs_but_for_mirroring():
+    config = TrainConfig(epochs=10, augment_fade=0.4)
+    strengths = [compute_augment_strength(config, epoch) for epoch in range(1, 11)]
+    assert strengths == pytest.approx([1.0] * 6 + [0.75, 0.5, 0.25, 0.0])
+    assert [compute_augment_strength(TrainConfig(epochs=3), epoch) for epoch in (1, 2, 3)] == [1.0] * 3
+    used_N2 = np.full((50, 2), SIDE)
+    full, none = (draw_changes(0, 1, used_N2, "strong", strength).numpy() for strength in (1.0, 0.0))
+    mirrored = full[:, 0] * full[:, 4] < 0  # before it is turned by less than a right angle
+    expected = np.where(mirrored[:, None], [-1, 0, SIDE - 1, 0, 1, 0], [1, 0, 0, 0, 1, 0])
+    np.testing.assert_allclose(none[:, :6], expected, atol=1e-4)
+    np.testing.assert_allclose(none[:, 6:8], [[1, 0]] * 50, atol=1e-6)
+    np.testing.assert_allclose(none[:, 10:], np.eye(3).reshape(1, 9).repeat(50, 0), atol=1e-6)
+
+
+def test_a_faded_epoch_is_trained_on_photos_as_they_are_or_mirrored(make_set):
+    assert list_losses(run(make_set(), augment_fade=1.0)) != list_losses(run(make_set()))

@@ -7,8 +7,9 @@ import torch
 from catseg.augment import augment, draw_changes
 from catseg.checkpoint import dump_training, load_training
 from catseg.device import measure_peak_mib, reset_peak_memory
+from catseg.growth import Sized, shrink
 from catseg.settings import TrainConfig, UNetConfig
-from catseg.train import Epoch, advance, make_training
+from catseg.train import Epoch, advance, make_training, train_step
 from catseg.unet import make_unet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -49,6 +50,37 @@ def test_photos_are_augmented_as_on_a_cpu_and_the_host_waits_for_nothing(make_se
         torch.cuda.set_sync_debug_mode("default")
     np.testing.assert_allclose(photo_gpu.cpu(), photo, atol=1e-3)
     assert (mask_gpu.cpu() != mask).float().mean() < 0.001
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema": 0.9, "clip_norm": 1.0, "deep_supervision": True, "decay_norms": False},
+        {"optimizer": "rmsprop", "momentum": 0.9, "schedule": "plateau"},
+    ],
+    ids=str,
+)
+def test_the_host_waits_for_no_step(make_set, settings):
+    photos = make_set(4)
+    config = TrainConfig(image_size=32, batch_size=4, precision="float32", **settings)
+    training = make_training(make_unet(UNetConfig(4), 0), config, 4, GPU)
+    batch = torch.tensor(photos.photo_NSS3).to(GPU), torch.tensor(photos.mask_NSS).to(GPU)
+    for _ in range(2):  # kernels are loaded, averages are there
+        train_step(training, *batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(training, *batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_photos_are_made_smaller_as_on_a_cpu(make_set):
+    photos = make_set(4, 64)
+    full = Sized(torch.tensor(photos.photo_NSS3), torch.tensor(photos.mask_NSS), photos.used_N2)
+    there = shrink(Sized(full.photo_NSS3.to(GPU), full.mask_NSS.to(GPU), full.used_N2), 48)
+    here = shrink(full, 48)
+    assert (there.photo_NSS3.cpu().int() - here.photo_NSS3.int()).abs().max() <= 1
+    assert torch.equal(there.mask_NSS.cpu(), here.mask_NSS)
 
 
 def test_peak_memory_of_a_gpu_named_by_its_number_can_be_asked_for_first():

@@ -230,3 +230,17 @@ def test_masks_that_may_not_be_written_to_are_placed_without_a_warning(make_set,
     placed = place(photos, CPU)
     assert not recwarn.list
     np.testing.assert_array_equal(placed.native_masks[1], photos.native_masks[1])
+
+
+def test_flipped_logits_are_the_mean_of_both_ways_to_look(make_set):
+    """Mirrored photos have the same, mirrored; without it the network's own."""
+    model, photos = make_unet(UNetConfig(2), 0).eval(), make_set(3)
+    predictor = make_predictor(model, "float32", CPU)
+    photo_NSS3 = torch.tensor(photos.photo_NSS3)
+    logits = compute_logits(predictor, photo_NSS3, flip=True)
+    with torch.no_grad():
+        plain, mirrored = model(to_input(photo_NSS3, CPU)), model(to_input(photo_NSS3, CPU).flip(3)).flip(3)
+    torch.testing.assert_close(logits, (plain + mirrored) / 2, rtol=1e-3, atol=1e-4)
+    again = compute_logits(predictor, photo_NSS3.flip(2), flip=True).flip(3)
+    torch.testing.assert_close(again, logits, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(compute_logits(predictor, photo_NSS3), logits)

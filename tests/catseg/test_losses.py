@@ -170,3 +170,15 @@ def test_a_step_against_the_gradient_does_not_raise_the_loss(loss, batch):
     before.backward()
     after = compute_loss(loss, (logits - 0.1 * logits.grad).detach(), mask)
     assert after.item() <= before.item() + 1e-6
+
+
+@given(batch=batches(), weight=st.floats(0, 1))
+def test_a_weight_is_dices_share_and_the_rest_is_cross_entropys(batch, weight):
+    logits, mask = batch
+    dice = compute_reference("dice", logits, mask)
+    entropy = compute_reference("bce_dice", logits, mask) - dice
+    value = compute_loss("bce_dice", torch.tensor(logits), torch.tensor(mask), weight).item()
+    assert value == pytest.approx(weight * dice + (1 - weight) * entropy, rel=1e-4, abs=1e-5)
+    assert compute_loss("dice", torch.tensor(logits), torch.tensor(mask), weight).item() == pytest.approx(
+        dice, abs=1e-5
+    )

@@ -56,7 +56,10 @@ def go_on(checkpoint: bytes, config: TrainConfig = TINY) -> Training:
 
 def summarise(training: Training, epochs: list[Epoch]) -> dict:
     """All that must be the same to the bit; seconds are not."""
-    tensors = {f"model.{name}": tensor for name, tensor in training.model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in training.learner.state_dict().items()}
+    if training.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in training.average.model.state_dict().items()}
+        tensors["num_averaged"] = torch.tensor(training.average.num_steps)
     tensors |= {f"best.{name}": tensor for name, tensor in training.best.weights.items()}
     for index, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
@@ -70,6 +73,7 @@ def summarise(training: Training, epochs: list[Epoch]) -> dict:
         "lr": training.optimizer.param_groups[0]["lr"],
         "scaler": training.scaler.state_dict(),
         "epoch": (training.epoch, len(training.epoch_seconds), training.losses),
+        "mious": (training.mious, len(training.val_seconds)),
     }
 
 
@@ -86,11 +90,17 @@ def describe(epoch: Epoch) -> tuple:
         {"optimizer": "adamw", "schedule": "constant", "loss": "dice"},
         {"optimizer": "adamw", "schedule": "one_cycle", "loss": "bce_dice", "augment": "light"},
         {"optimizer": "adam", "schedule": "constant", "precision": "bfloat16", "augment": "light"},
+        {"schedule": "cosine", "ema": 0.9, "decay_norms": False, "augment": "strong", "augment_fade": 0.7},
+        {"schedule": "plateau", "optimizer": "rmsprop", "momentum": 0.9, "clip_norm": 1.0, "ema": 0.5},
+        {"schedule": "plateau", "optimizer": "rmsprop", "deep_supervision": True, "dice_weight": 0.3},
+        {"image_size": 48, "first_size": 32, "deep_supervision": True, "ema": 0.9},
     ],
-    ids=lambda settings: "-".join(settings.values()),
+    ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_training_stopped_at_any_event_ends_as_if_it_never_had_been(photos, settings):
+def test_training_stopped_at_any_event_ends_as_if_it_never_had_been(photos, make_set, settings):
     config = dataclasses.replace(TINY, **settings)
+    if config.image_size != TINY.image_size:
+        photos = make_set(NUM_TRAIN, config.image_size), make_set(NUM_VAL, config.image_size)
     undisturbed = make_fresh(config)
     expected = summarise(undisturbed, stop_after(undisturbed, photos, NUM_EVENTS))
     assert len(expected["epochs"]) == 3
@@ -163,6 +173,8 @@ def test_seconds_are_kept(stopped):
     again = go_on(dump_training(stopped))
     assert again.seconds == stopped.seconds > 0
     assert again.epoch_seconds == stopped.epoch_seconds
+    assert (again.val_seconds, again.mious) == (stopped.val_seconds, stopped.mious)
+    assert len(stopped.mious) == stopped.epoch
 
 
 def test_best_epoch_is_kept_with_its_seconds(photos):

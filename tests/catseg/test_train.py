@@ -12,8 +12,10 @@ from catseg.dataset import PhotoSet
 from catseg.inference import to_input
 from catseg.losses import LOSSES, compute_loss
 from catseg.metrics import compute_metrics
+from catseg.optimizer import list_views
+from catseg.schedule import compute_cosine
 from catseg.settings import TrainConfig, UNetConfig
-from catseg.train import SCHEDULES, Epoch, NonFiniteError, Step, advance, make_training, pays_to_compile, train
+from catseg.train import Epoch, NonFiniteError, Step, advance, make_training, pays_to_compile, train, train_step
 from catseg.unet import UNet, make_unet
 
 CPU = torch.device("cpu")
@@ -214,45 +216,11 @@ def test_validation_that_is_not_finite_is_stopped_with_the_epoch(make_set):
         run(make_set(), lr=1e30, schedule="constant", batch_size=6)
 
 
-def step_through(schedule: str, num_steps: int, lr: float = 0.5) -> list[float]:
-    """The learning rates with which `num_steps` steps are taken."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
-    scheduler = SCHEDULES[schedule](optimizer, dataclasses.replace(TINY, lr=lr), num_steps)
-    rates = []
-    for _ in range(num_steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-@pytest.mark.parametrize("num_steps", [20, 100])
-def test_one_cycle_rises_for_three_tenths_and_ends_near_zero(num_steps):
-    rates = step_through("one_cycle", num_steps)
-    peak = int(np.argmax(rates))
-    assert rates[0] < 0.1 * 0.5
-    assert max(rates) == pytest.approx(0.5, rel=0.05)
-    assert peak == pytest.approx(0.3 * num_steps, abs=2)
-    assert np.all(np.diff(rates[: peak + 1]) > 0) and np.all(np.diff(rates[peak:]) < 0)
-    assert rates[-1] < 0.02 * 0.5
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
-def test_short_schedules_hold(schedule, num_steps):
-    rates = step_through(schedule, num_steps)
-    assert all(0 < rate <= 0.5 for rate in rates)
-
-
-def test_constant_schedule_is_constant():
-    assert step_through("constant", 5) == [0.5] * 5
-
-
 def test_epoch_reports_the_learning_rate_of_its_first_step(make_set):
     photos = make_set()
-    rates = step_through("one_cycle", 4 * 3, lr=0.01)
-    epochs = run(photos, epochs=4, batch_size=2, lr=0.01)
-    assert [epoch.lr for epoch in epochs] == pytest.approx([rates[0], rates[3], rates[6], rates[9]])
+    epochs = run(photos, epochs=4, batch_size=2, lr=0.01, schedule="cosine")
+    expected = [0.01 * compute_cosine(step, 4 * 3) for step in (0, 3, 6, 9)]
+    assert [epoch.lr for epoch in epochs] == pytest.approx(expected)
 
 
 def test_weight_decay_is_adamws_and_not_adams(make_set):
@@ -277,6 +245,18 @@ def test_weight_decay_is_adamws_and_not_adams(make_set):
         ({"seed": -1}, "seed"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"weight_decay": 1.0}, "weight_decay"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": math.inf}, "clip_norm"),
+        ({"ema": 0.0}, "ema"),
+        ({"ema": 1.0}, "ema"),
+        ({"dice_weight": 1.1}, "dice_weight"),
+        ({"augment_fade": -0.1}, "augment_fade"),
+        ({"grow_epochs": 1.0}, "grow_epochs"),
+        ({"first_size": 16}, "first_size"),
+        ({"first_size": 72}, "first_size"),
+        ({"first_size": 144}, "first_size"),
+        ({"val_every": 0}, "val_every"),
         ({"image_size": 16}, "image_size"),
         ({"image_size": 100}, "image_size"),
         ({"image_size": 8192}, "image_size"),
@@ -285,6 +265,41 @@ def test_weight_decay_is_adamws_and_not_adams(make_set):
 def test_settings_that_make_no_sense_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         TrainConfig(**settings)
+
+
+def test_every_nth_epoch_is_validated_and_the_last(make_set):
+    """What is not validated is trained all the same."""
+    photos = make_set()
+    every, some = run(photos, epochs=5), run(photos, epochs=5, val_every=2)
+    assert [epoch.val_loss for epoch in some] == [
+        None if number in (1, 3) else epoch.val_loss for number, epoch in enumerate(every, 1)
+    ]
+    assert [epoch.val_counts_NK3 is None for epoch in some] == [True, False, True, False, False]
+    assert [epoch.val_seconds > 0 for epoch in some] == [False, True, False, True, True]
+    assert [epoch.train_loss for epoch in some] == [epoch.train_loss for epoch in every]
+
+
+def test_a_known_recipe_of_batches_of_one_is_trained(make_set):
+    """milesial/Pytorch-UNet's: RMSprop, clipped gradients, a plateau."""
+    settings = {"optimizer": "rmsprop", "momentum": 0.999, "weight_decay": 1e-8, "clip_norm": 1.0}
+    epochs = run(make_set(), batch_size=1, lr=1e-4, schedule="plateau", epochs=3, **settings)
+    losses = [epoch.train_loss for epoch in epochs]
+    assert all(map(math.isfinite, list_losses(epochs))) and losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e9])
+def test_the_norm_of_all_gradients_together_is_clipped(make_set, clip_norm):
+    photos = make_set()
+    config = dataclasses.replace(TINY, clip_norm=clip_norm, lr=1e-20)
+    training = make_training(make_unet(UNetConfig(2), 0), config, 6, CPU)
+    norms = []
+    for clip in (None, clip_norm):
+        training.config = dataclasses.replace(config, clip_norm=clip)
+        train_step(training, torch.tensor(photos.photo_NSS3), torch.tensor(photos.mask_NSS))
+        gradients = [view.grad.flatten() for view in list_views(training.optimizer)]
+        norms.append(torch.cat(gradients).norm().item())
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(min(norms[0], clip_norm), rel=1e-3)
 
 
 @pytest.mark.slow
