@@ -62,6 +62,7 @@ def list_tags(settings: dict[str, Any]) -> dict[str, str]:
         "trial_key": settings["key"],
         "journal": name_journal(),
         "grid": settings["grid"],
+        **({"rung": f"{settings['settings']['epochs']} epochs"} if settings.get("is_rung") else {}),
     } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
 
 
@@ -84,7 +85,8 @@ def list_last_metrics(folder: Path, result: TrialResult) -> dict[str, float]:
     """What is measured once: the best epoch, the costs, the test."""
     metrics: dict[str, float] = {}
     if result.status == "finished":
-        metrics = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
+        if not result.is_rung:  # MLflow's lists and charts rank by these, and a rung is never ranked
+            metrics = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
         metrics |= {name: value for name, value in result.metrics.items() if name.startswith("cost/")}
     test = read_json(folder / "test.json")
     return metrics | (test["metrics"] if test is not None else {})
