@@ -144,7 +144,7 @@ def _check_keys(mapping: Any, where: str, known: Iterable[str], path: Path) -> d
         if key == "seed":
             raise InputError(f"{path}: {where}: seeds have a key of their own, beside grid; write seeds: [0, 1, 2]")
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"{path}: {where}: unknown key {key!r}; {hint}")
     return mapping

@@ -67,9 +67,7 @@ def _show_search(console: Console, experiment: Experiment, data: Data, device_na
         if trial in kept or trial in plan.results or trial in plan.begun or trial in plan.running:
             lines.append(_describe(trial, plan))
         else:
-            lines.append(
-                f"stopped   {trial.name}  {short.train.epochs} epochs" if is_decided else f"waits     {trial.name}"
-            )
+            lines.append(f"stopped   {trial.name}" if is_decided else f"waits     {trial.name}  for its rung")
     console.out("\n".join(lines), highlight=False)
     console.print(format_search(experiment), markup=False)
     staged = plan.restrict([*rung, *kept])

@@ -149,8 +149,8 @@ def format_cost(cost: Cost) -> str:
     )
     return (
         f"Search: {format_seconds(cost.rung_seconds)} for the rung and {format_seconds(cost.kept_seconds)} "
-        f"for what was kept, {format_seconds(spent)} in all; the full grid: {format_seconds(cost.full_seconds)} ({how}); "
-        f"{cost.share:.1%} of its cost, {outcome}"
+        f"for what was kept, {format_seconds(spent)} in all; the full grid: "
+        f"{format_seconds(cost.full_seconds)} ({how}); {cost.share:.1%} of its cost, {outcome}"
     )
 
 
