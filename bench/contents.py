@@ -54,7 +54,7 @@ def name_journal() -> str:
 
 def list_tags(settings: dict[str, Any]) -> dict[str, str]:
     """What a run is known by from its beginning."""
-    return {
+    tags = {
         "setting": name_setting(settings["name"]),  # first: MLflow's list of what to group by shows it at the top
         "execution": settings["execution"],
         "mlflow.runColor": make_color(settings["number"]),
@@ -62,8 +62,11 @@ def list_tags(settings: dict[str, Any]) -> dict[str, str]:
         "trial_key": settings["key"],
         "journal": name_journal(),
         "grid": settings["grid"],
-        **({"rung": f"{settings['settings']['epochs']} epochs"} if settings.get("is_rung") else {}),
-    } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
+    }
+    if settings.get("is_rung"):
+        epochs = settings["settings"]["epochs"]
+        tags["rung"] = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    return tags | {f"data.{name}": str(value) for name, value in settings["data"].items()}
 
 
 def list_epochs(history: History, result: TrialResult | None) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Which settings a search keeps, what it says it saved and lost, and that a rung is never ranked: by rules, without training."""
+"""Which settings a search keeps, what it saved and lost, and that a rung is never ranked: rules, without training."""
 
 import dataclasses
 import json
