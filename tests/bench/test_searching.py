@@ -30,6 +30,8 @@ def read_all(folder):
     there = {}
     for trial_folder in list_folders(folder / "mlruns/journal/tiny").values():
         kept = read_settings(trial_folder)
+        if kept is None:
+            continue  # a kill came before it was more than a folder
         settings = kept["settings"]
         there[settings["lr"], settings["seed"], settings["epochs"]] = kept, read_result(trial_folder), trial_folder
     return there
