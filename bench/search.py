@@ -119,24 +119,30 @@ def format_forecast(likely: Cost, dearest: Cost) -> str:
 def format_search(experiment: Experiment) -> str:
     """What will be done, before anything is."""
     assert experiment.search is not None
-    rung = make_rung(experiment)
+    rung, epochs = make_rung(experiment), experiment.search.first_epochs
     seeds = sorted({trial.train.seed for trial in rung})
     seed = f"seed {seeds[0]}" if len(seeds) == 1 else "the first of their seeds"
     return (
-        f"Search: {len(rung)} settings for {experiment.search.first_epochs} epochs with {seed}, "
+        f"Search: {len(rung)} settings for {epochs} epoch{'' if epochs == 1 else 's'} with {seed}, "
         f"then the best {experiment.search.keep} for all {experiment.trials[0].train.epochs}, with all seeds"
     )
 
 
 def format_choice(experiment: Experiment, results: Mapping[Trial, TrialResult]) -> str:
-    """Which settings go on; what is left of them is said by the leaderboard."""
+    """Which settings go on, and how many were stopped though their score was no lower."""
     kept = choose_kept(experiment, results)
     if not kept:
         return "Kept: no setting, for every short training failed"
     speaker = match_rung(experiment)
     names = {_name(trial): results[speaker[trial]].metrics["val/miou"] for trial in kept}
     terms = "; ".join(f"{name} ({miou:.3f})" for name, miou in names.items())
-    return f"Kept: {len(names)} of {len(set(speaker.values()))} settings: {terms}"
+    line = f"Kept: {len(names)} of {len(set(speaker.values()))} settings: {terms}"
+    last = min(names.values())
+    stopped = {short for trial, short in speaker.items() if trial not in kept and short in results}
+    num_alike = sum(round(results[short].metrics.get("val/miou", -1.0) - last, 3) == 0 for short in stopped)
+    if num_alike:
+        line += f"; {num_alike} that were stopped had the same score as the last of these: more first_epochs would tell"
+    return line
 
 
 def format_cost(cost: Cost) -> str:

@@ -143,6 +143,11 @@ def test_what_was_chosen_is_said_with_its_short_scores():
     assert format_choice(experiment, score_rung(experiment, [0.1, 0.4, 0.3, 0.2])) == (
         "Kept: 2 of 4 settings: lr=0.002 (0.400); lr=0.004 (0.300)"
     )
+    alike = format_choice(experiment, score_rung(experiment, [0.2, 0.4, 0.2003, 0.2]))
+    assert alike.endswith(
+        "lr=0.002 (0.400); lr=0.004 (0.200); "
+        "2 that were stopped had the same score as the last of these: more first_epochs would tell"
+    )
     nothing = format_choice(experiment, score_rung(experiment, [None] * 4))
     assert nothing == "Kept: no setting, for every short training failed"
 
