@@ -61,7 +61,7 @@ def _show_search(console: Console, experiment: Experiment, data: Data, device_na
     everything, rung = add_rung(experiment), make_rung(experiment)
     plan = make_plan(everything, data, journal.ROOT / experiment.name, device_name)
     is_decided = all(trial in plan.results or trial in plan.skipped for trial in rung)
-    kept = choose_kept(experiment, plan.results) if is_decided else ()
+    kept = dict.fromkeys(choose_kept(experiment, plan.results) if is_decided else ())
     lines = [_describe(trial, plan) for trial in rung]
     for trial in experiment.trials:
         if trial in kept or trial in plan.results or trial in plan.begun or trial in plan.running:

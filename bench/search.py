@@ -130,7 +130,7 @@ def format_search(experiment: Experiment) -> str:
 
 def format_choice(experiment: Experiment, results: Mapping[Trial, TrialResult]) -> str:
     """Which settings go on, and how many were stopped though their score was no lower."""
-    kept = choose_kept(experiment, results)
+    kept = dict.fromkeys(choose_kept(experiment, results))
     if not kept:
         return "Kept: no setting, for every short training failed"
     speaker = match_rung(experiment)

@@ -237,8 +237,9 @@ def _search(
             return replace(rung, exit_code=stop.exit_code), wanted
     _check_disk(folder, full, jobs)
     outcome = _run(console, everything, data, full, folder, mirror, rules, jobs)
-    others = {trial: result for trial, result in (whole.results | whole.redo).items() if trial not in wanted}
-    outcome.results = others | outcome.results | rung.results
+    # others that were trained in full before: they are ranked, too, and what is wanted of them is in the outcome anew
+    before = {trial: result for trial, result in (whole.results | whole.redo).items() if trial not in full.redo}
+    outcome.results = before | outcome.results | rung.results
     outcome.skipped = rung.skipped | outcome.skipped
     outcome.is_new |= rung.is_new
     outcome.train_seconds += rung.train_seconds

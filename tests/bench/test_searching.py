@@ -159,6 +159,15 @@ def test_a_comparison_and_its_files_rank_what_was_trained_in_full_alone(searched
     assert table.count("<tr class=") == 2
 
 
+def test_a_setting_whose_training_in_full_is_under_way_does_not_count_as_stopped(searched_copy, read_board):
+    for name, (_, _, folder) in read_all(searched_copy).items():
+        if name[2] == EPOCHS:
+            (folder / "result.json").unlink()
+    board = read_board(Path("mlruns/journal/tiny"))
+    assert board.rows == ()
+    assert {each.settings["lr"] for each in board.stopped} == {0.03, 0.01, 0.001, 0.00001} - find_best(searched_copy)
+
+
 def test_mlflow_has_the_rungs_as_runs_told_apart_and_out_of_its_rankings(searched, list_runs):
     runs = list_runs(searched["folder"])
     rungs = [run for run in runs if "rung" in run.data.tags]
