@@ -86,6 +86,7 @@ class Claim:
                 "name": trial.name,
                 "varying": trial.varying,
                 "settings": trial.settings,
+                "is_rung": trial.is_rung,
                 **facts,
             }
             save_bytes(_to_json(content), self.folder / "settings.json")

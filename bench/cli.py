@@ -76,6 +76,9 @@ def run(
     retry: Retry = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="do anew what other code finished, keep the old")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first trial that fails")] = False,
+    regret: Annotated[
+        bool, typer.Option("--regret", help="after a halving, train what it stopped, too: what would it have lost?")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train what is not done yet, then rank everything.
@@ -86,7 +89,7 @@ def run(
     with _manners("stopped; all is kept, the same command goes on"):
         from bench.session import Rules, parse_jobs, parse_kinds, run_experiment
 
-        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs(jobs), device)
+        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs(jobs), device, regret)
         raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, rules))
 
 

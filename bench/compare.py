@@ -26,7 +26,7 @@ from bench.statistics import (
 )
 from bench.trial import TrialResult
 
-SEED = "seed"
+SEED, EPOCHS = "seed", "epochs"
 NAMED = ("init_features", "lr", "image_size", "loss")  # of a setting that stands alone
 ONE_SEED = "one seed: not a comparison"  # of a setting
 NO_SPREAD = "One seed per setting: an order, not a comparison"  # of all of them
@@ -99,6 +99,19 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class StoppedSetting:
+    """A setting that was trained for a few epochs and is not trained in full: it has no place among those that are."""
+
+    settings: dict[str, Any]  # without the seed; `epochs` are those that it got
+    miou: float  # val/miou, the mean over its seeds
+
+    @property
+    def state(self) -> str:
+        epochs = self.settings[EPOCHS]
+        return f"stopped after {epochs} epoch{'' if epochs == 1 else 's'}"
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """All that can be said of the finished trials of an experiment."""
 
@@ -109,6 +122,7 @@ class Leaderboard:
     machines: dict[str, str]  # fingerprint and words for each on which trials were timed, the commonest first
     num_photos: int  # that were validated on
     num_draws: int
+    stopped: tuple[StoppedSetting, ...] = ()  # in the order of their short scores, which is no ranking
 
     @property
     def has_spread(self) -> bool:
@@ -116,37 +130,48 @@ class Leaderboard:
         return any(len(row.results) > 1 for row in self.rows)
 
 
-def make_leaderboard(results: Iterable[TrialResult], counts: Mapping[str, Int64]) -> Leaderboard:
+def make_leaderboard(
+    results: Iterable[TrialResult], counts: Mapping[str, Int64], begun: Iterable[Mapping[str, Any]] = ()
+) -> Leaderboard:
     """Fold the seeds of each setting, order by the mean of val/miou, and tell apart what can be told apart.
 
     `counts` are counts_NK3 by a result's key, of the same photos in the same order. The best is
     compared with every other setting, over the same photos; Holm's correction keeps the chance of
-    one wrong verdict among them all at 5 %. Equals in the mean go to the cheaper one.
+    one wrong verdict among them all at 5 %. Equals in the mean go to the cheaper one. Rungs are never ranked: a
+    setting that has nothing else was stopped, unless its training in full has `begun` (settings of such trials).
     """
     results = list(results)
-    groups = _fold([result for result in results if result.status == "finished" and result.key in counts])
+    full = [result for result in results if not result.is_rung]
+    groups = _fold([result for result in full if result.status == "finished" and result.key in counts])
     failed = tuple(result for result in results if result.status == "failed")
+    stopped = _find_stopped(results, begun)
     if not groups:
-        return Leaderboard((), (), (), failed, {}, 0, 0)
+        return Leaderboard((), find_axes((), [each.settings for each in stopped]), (), failed, {}, 0, 0, stopped)
     groups.sort(key=_order)
     num_draws = min(NUM_DRAWS, MAX_DRAWN // sum(map(len, groups)))
     draws = draw([np.stack([counts[result.key] for result in group]) for group in groups], num_draws)
     rows = _judge(groups, draws)
-    tried = [*(row.settings for row in rows), *(drop_seed(result.settings) for result in failed)]
-    varying = find_varying(tried)
+    tried = [*(row.settings for row in rows), *(drop_seed(result.settings) for result in failed if not result.is_rung)]
+    short = [drop_seed(result.settings) for result in results if result.is_rung]
+    varying = find_axes(tried, short)
     timed = [result for group in groups for result in group if find_machine(result) != MIXED]
     frequency = Counter(find_machine(result) for result in timed)
     words = {find_machine(result): format_machine(result.environment) for result in timed}
     machines = {machine: words[machine] for machine, _ in frequency.most_common()}
-    return Leaderboard(
-        rows, varying, _find_effects(rows, varying, draws), failed, machines, draws.num_photos, num_draws
-    )
+    effects = _find_effects(rows, varying, draws)
+    return Leaderboard(rows, varying, effects, failed, machines, draws.num_photos, num_draws, stopped)
 
 
 def find_varying(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The names of those in which any two differ."""
     names = settings[0] if settings else ()
     return tuple(name for name in names if len({str(each.get(name)) for each in settings}) > 1)
+
+
+def find_axes(tried: Sequence[Mapping[str, Any]], short: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of those in which any two differ, where some were tried for a few epochs: that is no axis."""
+    names = [name for name in find_varying([*tried, *short]) if name != EPOCHS]
+    return tuple(names) if EPOCHS not in find_varying(tried) else find_varying([*tried, *short])
 
 
 def name_settings(settings: Mapping[str, Any], varying: Sequence[str], separator: str = " ") -> str:
@@ -180,8 +205,8 @@ def sort_values(values: Iterable[Any]) -> list[Any]:
 
 
 def rank(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Finished trials by val/miou, seeds and all, best first; equals in the cheaper one's favour."""
-    finished = [result for result in results if result.status == "finished"]
+    """Finished trials by val/miou, seeds and all, best first; equals in the cheaper one's favour. No rungs."""
+    finished = [result for result in results if result.status == "finished" and not result.is_rung]
     return sorted(finished, key=lambda result: (-result.metrics["val/miou"], result.metrics["cost/train_seconds"]))
 
 
@@ -196,6 +221,23 @@ def _fold(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
     for result in results:
         groups.setdefault(identify(drop_seed(result.settings)), []).append(result)
     return [sorted(group, key=lambda result: int(result.settings[SEED])) for group in groups.values()]
+
+
+def _find_stopped(results: Sequence[TrialResult], begun: Iterable[Mapping[str, Any]]) -> tuple[StoppedSetting, ...]:
+    """The settings whose longest training was a rung."""
+
+    def fold(settings: Mapping[str, Any]) -> str:
+        return identify({name: value for name, value in settings.items() if name not in (SEED, EPOCHS)})
+
+    in_full = {fold(result.settings) for result in results if not result.is_rung} | set(map(fold, begun))
+    groups = _fold([result for result in results if result.is_rung and result.status == "finished"])
+    longest: dict[str, StoppedSetting] = {}
+    for group in sorted(groups, key=lambda group: int(group[0].settings[EPOCHS])):
+        settings = drop_seed(group[0].settings)
+        miou = statistics.fmean(result.metrics["val/miou"] for result in group)
+        longest[fold(settings)] = StoppedSetting(settings, miou)
+    stopped = [setting for name, setting in longest.items() if name not in in_full]
+    return tuple(sorted(stopped, key=lambda setting: -setting.miou))
 
 
 def _order(group: list[TrialResult]) -> tuple[float, float, str]:

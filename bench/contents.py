@@ -54,7 +54,7 @@ def name_journal() -> str:
 
 def list_tags(settings: dict[str, Any]) -> dict[str, str]:
     """What a run is known by from its beginning."""
-    return {
+    tags = {
         "setting": name_setting(settings["name"]),  # first: MLflow's list of what to group by shows it at the top
         "execution": settings["execution"],
         "mlflow.runColor": make_color(settings["number"]),
@@ -62,7 +62,11 @@ def list_tags(settings: dict[str, Any]) -> dict[str, str]:
         "trial_key": settings["key"],
         "journal": name_journal(),
         "grid": settings["grid"],
-    } | {f"data.{name}": str(value) for name, value in settings["data"].items()}
+    }
+    if settings.get("is_rung"):
+        epochs = settings["settings"]["epochs"]
+        tags["rung"] = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    return tags | {f"data.{name}": str(value) for name, value in settings["data"].items()}
 
 
 def list_epochs(history: History, result: TrialResult | None) -> list[Line]:
@@ -84,7 +88,8 @@ def list_last_metrics(folder: Path, result: TrialResult) -> dict[str, float]:
     """What is measured once: the best epoch, the costs, the test."""
     metrics: dict[str, float] = {}
     if result.status == "finished":
-        metrics = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
+        if not result.is_rung:  # MLflow's lists and charts rank by these, and a rung is never ranked
+            metrics = {"val/best_epoch": float(result.best_epoch or 0), "val/best_miou": result.metrics["val/miou"]}
         once = ("cost/", "val/miou_flip")
         metrics |= {name: value for name, value in result.metrics.items() if name.startswith(once)}
     test = read_json(folder / "test.json")

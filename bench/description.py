@@ -74,6 +74,8 @@ def format_run_note(settings: dict[str, Any], result: TrialResult | None, place:
     if result is not None and result.status == "finished":
         miou, epochs = result.metrics["val/miou"], settings["settings"]["epochs"]
         lines.append(f"- val/miou **{miou:.3f}**, after epoch {result.best_epoch} of {epochs}")
+        if result.is_rung:
+            lines.append("- short, to choose which settings are trained in full: not ranked")
     elif result is not None:
         lines.append(f"- failed: {result.failure}: {result.reason}")
     if place:

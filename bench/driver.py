@@ -220,6 +220,7 @@ class _Driver:
             data_fingerprint=self.data.fingerprint,
             seconds=history.seconds,
             files=claim.describe_files() if isinstance(event, Finished) else {},
+            is_rung=trial.is_rung,
         )
 
 

@@ -8,7 +8,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,14 +16,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bench.trial import CHECKPOINT_EVERY_SECONDS, SETTINGS, Experiment, Trial
+from bench.trial import CHECKPOINT_EVERY_SECONDS, SETTINGS, Experiment, Halving, Trial
 from catseg.dataset import SAME_AS_TRAIN, DataConfig
 from catseg.errors import InputError
 from catseg.sample import SAMPLE
 from catseg.settings import TrainConfig, UNetConfig
 
 MAX_BYTES, MAX_TRIALS = 1_000_000, 10_000
-TOP_KEYS = ("experiment", "data", "base", "grid", "seeds", "checkpoint_every_seconds")
+TOP_KEYS = ("experiment", "data", "base", "grid", "seeds", "checkpoint_every_seconds", "search")
+MODES = ("full", "halving")  # of a search
 HINTS = get_type_hints(UNetConfig) | get_type_hints(TrainConfig)
 GRID_KEYS = tuple(name for name in SETTINGS if name != "seed")  # seeds have a key of their own
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -53,7 +54,12 @@ def load_experiment(path: Path, folders: Mapping[str, str | None], only: str | N
     )
     if len(set(trials)) < len(trials):
         raise InputError(f"{path}: grid: two values of an axis are the same number; keep one")
-    return Experiment(str(path), name, data, _select(trials, only) if only else trials, _read_interval(content, path))
+    search = _read_search(content, trials, path)
+    if only:
+        trials = _select(trials, only)
+        if search is not None and (num_left := _count_settings(trials)) <= search.keep:
+            raise InputError(f"--only: leaves {num_left} settings, and search.keep is {search.keep}; choose more")
+    return Experiment(str(path), name, data, trials, _read_interval(content, path), search)
 
 
 def _read_interval(content: dict[str, Any], path: Path) -> float:
@@ -62,6 +68,33 @@ def _read_interval(content: dict[str, Any], path: Path) -> float:
     if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
         raise InputError(f"{path}: checkpoint_every_seconds: a number from 0 is needed, got {seconds!r}")
     return float(seconds)
+
+
+def _read_search(content: dict[str, Any], trials: Sequence[Trial], path: Path) -> Halving | None:
+    """The `search:` block; `mode: full` may keep the other keys for another day."""
+    block = _check_block(content, "search", ["mode", *(key.name for key in fields(Halving))], path)
+    mode = block.pop("mode", "full" if content.get("search") is None else None)
+    if mode not in MODES:
+        raise InputError(f"{path}: search.mode: unknown {mode!r}; choose {', '.join(MODES)}")
+    for key, value in block.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{path}: search.{key}: a whole number from 1 is needed, got {value!r}")
+    search = Halving(**block)
+    if mode == "full":
+        return None
+    if len({trial.train.epochs for trial in trials}) > 1:
+        raise InputError(f"{path}: grid.epochs: settings of unequal length cannot be halved; keep one, or mode: full")
+    epochs, num_settings = trials[0].train.epochs, _count_settings(trials)
+    if search.first_epochs >= epochs:
+        raise InputError(
+            f"{path}: search.first_epochs: {search.first_epochs} is not below the {epochs} epochs of a trial"
+        )
+    if search.keep >= num_settings:
+        raise InputError(
+            f"{path}: search.keep: {search.keep} of {num_settings} settings: nothing would be stopped; "
+            "lower it, or mode: full"
+        )
+    return search
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -112,7 +145,7 @@ def _check_keys(mapping: Any, where: str, known: Iterable[str], path: Path) -> d
         if key == "seed":
             raise InputError(f"{path}: {where}: seeds have a key of their own, beside grid; write seeds: [0, 1, 2]")
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"{path}: {where}: unknown key {key!r}; {hint}")
     return mapping
@@ -199,6 +232,10 @@ def _count(axes: dict[str, list[Any]]) -> int:
     for values in axes.values():
         count *= len(values)
     return count
+
+
+def _count_settings(trials: Iterable[Trial]) -> int:
+    return len({trial.setting for trial in trials})
 
 
 def _make_trial(settings: dict[str, Any], varying: tuple[str, ...], num_classes: int, path: Path) -> Trial:

@@ -5,17 +5,28 @@ Knows nothing of how trials are run.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
 
 from bench import journal
 from bench.environment import find_device_type
 from bench.grid import load_experiment
 from bench.mirror import sync_all
-from bench.plan import Plan, estimate_seconds, make_plan
+from bench.plan import Plan, compute_work, estimate_seconds, make_plan, measure_rate
+from bench.search import (
+    add_rung,
+    choose_kept,
+    forecast_cost,
+    format_forecast,
+    format_search,
+    make_rung,
+)
 from bench.store import find_store_uri
 from bench.terminal import format_plan, format_seconds, make_console, warn_of_leaks
-from bench.trial import Trial
-from catseg.dataset import load_data
+from bench.trial import Experiment, Trial
+from catseg.dataset import Data, load_data
 from catseg.errors import InputError
 
 
@@ -27,16 +38,48 @@ def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, d
     experiment = load_experiment(grid, folders, only)
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+    if experiment.search is not None:
+        _show_search(console, experiment, data, device_name)
+        return
     plan = make_plan(experiment, data, journal.ROOT / experiment.name, device_name)
     # one call: a line at a time, ten thousand take seconds
     console.out("\n".join(_describe(trial, plan) for trial in experiment.trials), highlight=False)
     console.print(format_plan(experiment, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
-    if plan.pending:
-        seconds = estimate_seconds(plan, data, device_name)
+    _print_left(console, estimate_seconds(plan, data, device_name))
+
+
+def _print_left(console: Console, seconds: float) -> None:
+    if seconds:
         console.print(
             f"About {format_seconds(seconds)} left on this machine, one after another, good to a factor of two."
         )
+
+
+def _show_search(console: Console, experiment: Experiment, data: Data, device_name: str) -> None:
+    """The same of a search: its rung, what is trained in full as far as that is decided, its cost and the grid's."""
+    everything, rung = add_rung(experiment), make_rung(experiment)
+    plan = make_plan(everything, data, journal.ROOT / experiment.name, device_name)
+    is_decided = all(trial in plan.results or trial in plan.skipped for trial in rung)
+    kept = dict.fromkeys(choose_kept(experiment, plan.results) if is_decided else ())
+    lines = [_describe(trial, plan) for trial in rung]
+    for trial in experiment.trials:
+        if trial in kept or trial in plan.results or trial in plan.begun or trial in plan.running:
+            lines.append(_describe(trial, plan))
+        else:
+            lines.append(f"stopped   {trial.name}" if is_decided else f"waits     {trial.name}  for its rung")
+    console.out("\n".join(lines), highlight=False)
+    console.print(format_search(experiment), markup=False)
+    staged = plan.restrict([*rung, *kept])
+    console.print(format_plan(replace(experiment, trials=(*rung, *kept)), data, staged), markup=False)
+    warn_of_leaks(console, data.leaks)
+    rate = measure_rate(plan, data, device_name)
+    seconds = {trial: rate * compute_work(trial, data) for trial in everything.trials}
+    likely, dearest = forecast_cost(experiment, kept, seconds)
+    if likely.full_seconds:
+        console.print(format_forecast(likely, dearest), markup=False)
+    left = sum(rate * compute_work(trial, data, plan.count_epochs(trial)) for trial in staged.pending)
+    _print_left(console, left if is_decided else left + likely.kept_seconds)
 
 
 def _describe(trial: Trial, plan: Plan) -> str:

@@ -126,6 +126,16 @@ def make_effects_table(board: Leaderboard) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
+def list_stopped(board: Leaderboard) -> str:
+    """The settings that got but a few epochs, as a list; empty where there are none."""
+    names = [escape(name_settings(each.settings, board.varying, ", ")) for each in board.stopped]
+    items = [
+        f"<li>{name}: {each.state}, val/miou then {each.miou:.3f}</li>"
+        for name, each in zip(names, board.stopped, strict=True)
+    ]
+    return f"<h3>Stopped, not ranked</h3><ul>{''.join(items)}</ul>" if items else ""
+
+
 def list_failed(board: Leaderboard) -> str:
     """The trials that ended without a model, as a list; empty where there are none."""
     items = [f"<li>{escape(r.name)}: {escape(str(r.failure))}: {escape(r.reason)}</li>" for r in board.failed]

@@ -6,7 +6,7 @@ Knows nothing of how a trial is run or shown.
 
 import statistics
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import journal
@@ -38,6 +38,17 @@ class Plan:
     def count_epochs(self, trial: Trial) -> int:
         """How many epochs of a pending trial no kill takes back."""
         return self.begun[trial].num_durable if trial in self.begun else 0
+
+    def restrict(self, trials: Collection[Trial]) -> "Plan":
+        """What it says of these alone."""
+        wanted = set(trials)
+        return replace(
+            self,
+            results={trial: result for trial, result in self.results.items() if trial in wanted},
+            pending=tuple(trial for trial in self.pending if trial in wanted),
+            redo={trial: result for trial, result in self.redo.items() if trial in wanted},
+            skipped={trial: culprit for trial, culprit in self.skipped.items() if trial in wanted},
+        )
 
     @property
     def of_other_code(self) -> list[Trial]:
@@ -113,13 +124,17 @@ def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
 
 
 def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
-    """Seconds that the pending trials will take one after another, good to a factor of two.
-
-    From what finished trials of the same plan took, else from the epochs of those that were begun, else
-    from one training step.
-    """
+    """Seconds that the pending trials will take one after another, good to a factor of two."""
     if not plan.pending:
         return 0.0
+    left = sum(compute_work(trial, data, plan.count_epochs(trial)) for trial in plan.pending)
+    return measure_rate(plan, data, device_name) * left
+
+
+def measure_rate(plan: Plan, data: Data, device_name: str) -> float:
+    """Seconds for a unit of work: from what finished trials of the plan took, else from the epochs of those that
+    were begun, else from one training step of a pending one.
+    """
     finished = [(trial, r) for trial, r in (*plan.results.items(), *plan.redo.items()) if r.status == "finished"]
     rates = [result.seconds / compute_work(trial, data) for trial, result in finished if result.seconds]
     if not rates:
@@ -128,14 +143,15 @@ def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
             for trial, history in plan.begun.items()
             for line in history.epochs
         ]
+    if not rates and not plan.pending:
+        return 0.0
     if not rates:
         from bench.run import measure_step_seconds  # here, for most plans need not wait for torch
 
         trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
         steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
         rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
-    left = sum(compute_work(trial, data, plan.count_epochs(trial)) for trial in plan.pending)
-    return statistics.median(rates) * left
+    return statistics.median(rates)
 
 
 def estimate_bytes(trials: Collection[Trial], jobs: int) -> int:

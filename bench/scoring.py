@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.claim import hold, write_test
-from bench.compare import Leaderboard, drop_seed, find_varying, identify, name_settings
+from bench.compare import Leaderboard, drop_seed, find_axes, identify, name_settings
 from bench.counts import format_counts, parse_counts
 from bench.journal import Line, is_running, list_folders, list_superseded, read_settings, read_tests
 from bench.statistics import Estimate, draw, estimate
@@ -134,8 +134,10 @@ def _summarise(
     time_ms = max(scoring["time_ms"] for scoring in scorings)
     mine = (identify(row.settings), row.results[0].data_fingerprint, time_ms)
     looks = _list_looks(experiment_folder, source, scorings[0]["fingerprint"])
-    tried = [drop_seed(result.settings) for result in board.failed] + [other.settings for other in board.rows]
-    varying = find_varying([*tried, *looks.values()])
+    failed = [(drop_seed(result.settings), result.is_rung) for result in board.failed]
+    full = [settings for settings, is_rung in failed if not is_rung] + [other.settings for other in board.rows]
+    short = [settings for settings, is_rung in failed if is_rung] + [setting.settings for setting in board.stopped]
+    varying = find_axes([*full, *looks.values()], short)
     return WinnerScore(
         name_settings(row.settings, varying),
         row.settings,
@@ -143,7 +145,7 @@ def _summarise(
         row.seeds,
         tuple(scoring["metrics"] for scoring in scorings),
         estimate(draws, np.ones(1)),
-        len({identify(settings) for settings in tried}),
+        len({identify(settings) for settings in [*full, *short]}),
         draws.num_photos,
         time_ms,
         is_recorded,

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +23,16 @@ from bench.jobs import choose_jobs
 from bench.mirror import Mirror
 from bench.plan import Plan, compute_work, estimate_bytes, make_plan
 from bench.scoring import format_busy, format_winner, score_winner
+from bench.search import (
+    add_rung,
+    choose_kept,
+    compute_cost,
+    format_choice,
+    format_cost,
+    format_regret,
+    format_search,
+    make_rung,
+)
 from bench.standing import read_standing
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
@@ -54,6 +64,7 @@ class Rules:
     fail_fast: bool = False  # stop at the first failure
     jobs: int | None = 1  # trials at a time; None: as many as are fastest
     device: str = "auto"
+    regret: bool = False  # after a halving, train what it stopped, too
 
 
 @dataclass
@@ -61,11 +72,17 @@ class _Outcome:
     """What came of a session's trials, and where its time went."""
 
     results: dict[Trial, TrialResult]
-    skipped: list[Skipped]
+    skipped: dict[Trial, Skipped]
+    jobs: int  # that shared the cores
+    is_new: bool  # there was something to do
     exit_code: int | None = None
     problem: str = ""  # why the journal could not be written
     train_seconds: float = 0.0
     val_seconds: float = 0.0
+
+    def has_all(self, trials: Collection[Trial]) -> bool:
+        """Whether each of them has ended or was left out."""
+        return all(trial in self.results or trial in self.skipped for trial in trials)
 
 
 def parse_kinds(text: str) -> list[str]:
@@ -95,11 +112,18 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     console = make_console()
     device = choose_device(rules.device)
     experiment = load_experiment(grid, folders, only)
+    if rules.regret and experiment.search is None:
+        raise InputError(f"--regret: {grid} has no `search: {{mode: halving}}`, so nothing is stopped; leave it out")
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
     folder = make_experiment_folder(experiment.name)
-    plan = make_plan(experiment, data, folder, device.type, rules.retry, rules.rerun)
-    console.print(format_plan(experiment, data, plan), markup=False)
+    everything, first = experiment, experiment
+    if experiment.search is not None:
+        everything, first = add_rung(experiment), replace(experiment, trials=make_rung(experiment))
+    plan = make_plan(first, data, folder, device.type, rules.retry, rules.rerun)
+    if experiment.search is not None:
+        console.print(format_search(experiment), markup=False)
+    console.print(format_plan(first, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
     with listen() as stop:
         jobs = rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
@@ -108,13 +132,18 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     _check_disk(folder, plan, jobs)
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
-        outcome = _run(console, experiment, data, plan, folder, mirror, rules, jobs)
+        if experiment.search is None:
+            outcome, wanted = _run(console, experiment, data, plan, folder, mirror, rules, jobs), experiment.trials
+        else:
+            outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs)
         if outcome.exit_code is None and not outcome.problem:
-            ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
+            ordered = [outcome.results[trial] for trial in everything.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
             _show_outcome(console, data, board, outcome.skipped)
-            page = _write_page(console, folder, is_new=bool(plan.pending))
-            all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
+            if experiment.search is not None:
+                _show_search(console, experiment, outcome, board, folder)
+            page = _write_page(console, folder, is_new=outcome.is_new)
+            all_ended = outcome.has_all(wanted)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
                 _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
@@ -122,7 +151,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
         raise InputError(outcome.problem)
     if outcome.exit_code is not None:
         return _say_stopped(console, outcome.exit_code)
-    _say_where_time_went(console, outcome, (time.monotonic() - start) * jobs)
+    _say_where_time_went(console, outcome, (time.monotonic() - start) * outcome.jobs)
     _say_where(console, board, folder, page, mirror)
     return FAILED if list_failed(ordered) or outcome.skipped else 0
 
@@ -153,7 +182,8 @@ def _run(
     jobs: int,
 ) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
-    outcome = _Outcome(dict(plan.results), [Skipped(t.name, culprit.name) for t, culprit in plan.skipped.items()])
+    skipped = {trial: Skipped(trial.name, culprit.name) for trial, culprit in plan.skipped.items()}
+    outcome = _Outcome(dict(plan.results), skipped, jobs, bool(plan.pending))
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
     with closing(LocalEngine(data.sets, rules.device, jobs)) as engine, listen() as stop:
@@ -175,13 +205,55 @@ def _run(
     return outcome
 
 
+def _search(
+    console: Console,
+    experiment: Experiment,
+    data: Data,
+    plan: Plan,
+    folder: Path,
+    mirror: Mirror,
+    rules: Rules,
+    jobs: int,
+) -> tuple[_Outcome, tuple[Trial, ...]]:
+    """Run what is pending of the rung, then in full the settings that it keeps; with `--regret` all others, too.
+
+    What came of both, and the trials in full that were wanted.
+    """
+    everything = add_rung(experiment)
+    rung = _run(console, everything, data, plan, folder, mirror, rules, jobs)
+    if rung.exit_code is not None or rung.problem or not rung.has_all(make_rung(experiment)):
+        return rung, experiment.trials
+    kept = choose_kept(experiment, rung.results)
+    console.print(format_choice(experiment, rung.results), markup=False, soft_wrap=True)
+    wanted = experiment.trials if rules.regret else kept
+    kept_first = replace(experiment, trials=tuple(dict.fromkeys([*kept, *experiment.trials])))
+    whole = make_plan(kept_first, data, folder, rules.device, rules.retry, rules.rerun)
+    full = whole.restrict(wanted)
+    console.print(format_plan(replace(experiment, trials=wanted), data, full), markup=False)
+    if rules.jobs is None and not plan.pending:
+        with listen() as stop:
+            jobs = _choose_jobs(console, full, data, rules.device, stop)
+        if stop.exit_code is not None:
+            return replace(rung, exit_code=stop.exit_code), wanted
+    _check_disk(folder, full, jobs)
+    outcome = _run(console, everything, data, full, folder, mirror, rules, jobs)
+    # others that were trained in full before: they are ranked, too, and what is wanted of them is in the outcome anew
+    before = {trial: result for trial, result in (whole.results | whole.redo).items() if trial not in full.redo}
+    outcome.results = before | outcome.results | rung.results
+    outcome.skipped = rung.skipped | outcome.skipped
+    outcome.is_new |= rung.is_new
+    outcome.train_seconds += rung.train_seconds
+    outcome.val_seconds += rung.val_seconds
+    return outcome, wanted
+
+
 def _note(outcome: _Outcome, trial: Trial, event: Event | TrialResult) -> None:
     match event:
         case EpochDone():
             outcome.train_seconds += event.train_seconds
             outcome.val_seconds += event.val_seconds
         case Skipped():
-            outcome.skipped.append(event)
+            outcome.skipped[trial] = event
         case TrialResult():
             outcome.results[trial] = event
 
@@ -195,13 +267,30 @@ def _check_disk(folder: Path, plan: Plan, jobs: int) -> None:
         )
 
 
-def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: list[Skipped]) -> None:
+def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: Mapping[Trial, Skipped]) -> None:
     print_leaderboard(console, board)
-    for trial in skipped:
+    for trial in skipped.values():
         console.print(format_skipped(trial.name, trial.culprit), markup=False)
     if data.val_is_train:
         console.print("Validated on the training photos: this shows what was memorised, not skill.")
     warn_of_leaks(console, data.leaks)
+
+
+def _show_search(console: Console, experiment: Experiment, outcome: _Outcome, board: Leaderboard, folder: Path) -> None:
+    """What the search cost beside the full grid, once it is decided; where all of that was trained, what it lost."""
+    folders, rung = journal.list_folders(folder), make_rung(experiment)
+    if not outcome.has_all(rung):
+        return
+    ended = [trial for trial in rung if trial in outcome.results]
+    histories = {trial: journal.read_history(folders[outcome.results[trial].key]) for trial in ended}
+    epoch_seconds = {
+        trial: [line["train_seconds"] + line["val_seconds"] for line in history.epochs]
+        for trial, history in histories.items()
+    }
+    console.print(format_cost(compute_cost(experiment, outcome.results, epoch_seconds)), markup=False, soft_wrap=True)
+    if outcome.has_all(experiment.trials):
+        kept = choose_kept(experiment, outcome.results)
+        console.print(format_regret(board, kept), markup=False, soft_wrap=True)
 
 
 def _write_page(console: Console, folder: Path, is_new: bool) -> Path | None:

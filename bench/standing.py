@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import Leaderboard, find_varying, make_leaderboard
-from bench.journal import gather_counts, list_folders, read_result
+from bench.compare import Leaderboard, find_axes, make_leaderboard
+from bench.journal import gather_counts, list_folders, read_result, read_settings
 from bench.trial import TrialResult
 
 
@@ -26,7 +26,9 @@ class Standing:
     def list_varying(self) -> list[str]:
         """The settings in which trials differ, failed ones too, the seed among them."""
         results = [*self.board.failed, *(result for row in self.board.rows for result in row.results)]
-        return list(find_varying([result.settings for result in results]))
+        full = [result.settings for result in results if not result.is_rung]
+        short = [result.settings for result in results if result.is_rung]
+        return list(find_axes(full, [*short, *(setting.settings for setting in self.board.stopped)]))
 
     def list_best(self) -> Iterator[TrialResult]:
         """The best seed of the setting that leads, then what would be the best without it, and so on."""
@@ -36,11 +38,14 @@ class Standing:
 
 def read_standing(experiment_folder: Path) -> Standing:
     """Fold and compare what has ended on the data of the latest result: scores on other photos do not compare."""
-    found = [(folder, result) for folder in list_folders(experiment_folder).values() if (result := read_result(folder))]
+    there = {folder: read_result(folder) for folder in list_folders(experiment_folder).values()}
+    found = [(folder, result) for folder, result in there.items() if result]
     folders = {result.key: folder for folder, result in found}
     latest = max(found, key=_read_time)[1].data_fingerprint if found else ""
     results = [result for _, result in found if result.data_fingerprint == latest]
-    board = make_leaderboard(results, gather_counts(experiment_folder, results))
+    unfinished = [kept for folder, result in there.items() if not result and (kept := read_settings(folder))]
+    begun = [kept["settings"] for kept in unfinished if not kept.get("is_rung")]
+    board = make_leaderboard(results, gather_counts(experiment_folder, results), begun)
     return Standing(board, folders, latest, len(results), len(found) - len(results))
 
 

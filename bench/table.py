@@ -55,8 +55,20 @@ def print_leaderboard(console: Console, board: Leaderboard) -> None:
             console.print(f"... and {len(board.rows) - MAX_ROWS:,} below", highlight=False)
         for line in [*_describe_machines(board), *describe_verdict(board)]:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for result in board.failed:
-        console.print(format_failed(result), markup=False, highlight=False, soft_wrap=True)
+    for line in [*list_stopped(board, MAX_ROWS), *map(format_failed, board.failed)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def list_stopped(board: Leaderboard, num_shown: int | None = None) -> list[str]:
+    """A line for each setting that was stopped: none of them has a place; of many the first."""
+    if not board.stopped:
+        return []
+    shown = board.stopped[:num_shown]
+    lines = [
+        f"{each.state}, not ranked: {name_settings(each.settings, board.varying)}, val/miou then {each.miou:.3f}"
+        for each in shown
+    ]
+    return [*lines, *([f"... and {len(board.stopped) - len(shown):,} more"] if len(board.stopped) > len(shown) else [])]
 
 
 def print_effects(console: Console, board: Leaderboard) -> None:
@@ -127,11 +139,17 @@ def make_records(board: Leaderboard) -> list[dict[str, Any]]:
     return records
 
 
+def make_stopped_records(board: Leaderboard) -> list[dict[str, Any]]:
+    """Settings that were stopped, with their short scores under a name that is nobody's rank."""
+    return [{**setting.settings, "verdict": setting.state, "short val/miou": setting.miou} for setting in board.stopped]
+
+
 def format_csv(board: Leaderboard) -> str:
     """A line for each setting, as `make_records`; lists with spaces between."""
-    records = make_records(board)
+    records = [*make_records(board), *make_stopped_records(board)]
+    names = dict.fromkeys(name for record in records for name in record)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]) if records else ["rank"], lineterminator="\n")
+    writer = csv.DictWriter(text, list(names) or ["rank"], lineterminator="\n")
     writer.writeheader()
     for record in records:
         lists = {name: " ".join(map(str, value)) for name, value in record.items() if isinstance(value, list)}
@@ -151,6 +169,7 @@ def format_json(board: Leaderboard) -> str:
     content: dict[str, Any] = {
         "rows": make_records(board),
         "effects": effects,
+        "stopped": make_stopped_records(board),
         "failed": failed,
         "machines": board.machines,
     }
@@ -165,7 +184,8 @@ def format_markdown(board: Leaderboard, is_narrow: bool = False) -> str:
     header = " | ".join(column.header.replace("_\n", "_").replace("\n", " ") for column in columns)
     lines = [f"| {header} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(column.format(row) for column in columns)} |" for row in board.rows]
-    notes = [*_describe_machines(board), *describe_verdict(board), *map(format_failed, board.failed)]
+    notes = [*_describe_machines(board), *describe_verdict(board), *list_stopped(board)]
+    notes += map(format_failed, board.failed)
     return "\n".join([*(lines if board.rows else []), "", *(f"- {_escape(note)}" for note in notes)]) + "\n"
 
 

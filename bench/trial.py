@@ -6,7 +6,7 @@ Knows nothing of how a trial is run, kept or shown.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from catseg.dataset import DataConfig
@@ -45,12 +45,18 @@ class Trial:
     unet: UNetConfig
     train: TrainConfig
     varying: tuple[str, ...]  # the settings in which the trials of this grid differ
+    is_rung: bool = False  # short, to choose which settings are trained in full: never ranked
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting by its one name."""
         values = asdict(self.unet) | asdict(self.train)
         return {name: values[name] for name in SETTINGS}
+
+    @property
+    def setting(self) -> tuple[UNetConfig, TrainConfig]:
+        """What it has in common with its other seeds, and with its rung, which is shorter."""
+        return self.unet, replace(self.train, seed=0, epochs=1)
 
     @property
     def name(self) -> str:
@@ -61,10 +67,14 @@ class Trial:
         )
 
     def make_key(self, data_fingerprint: str) -> str:
-        """The identity of its result: a hash of settings, data and recipe version, not of what else the grid holds."""
+        """The identity of its result: a hash of settings, data and recipe version, not of what else the grid holds.
+
+        A rung's is not that of a training in full that happens to be as short: only one of them is ranked.
+        """
         settings = dict(self.settings.items() - LATER_SETTINGS.items())
-        identity = json.dumps([settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION], sort_keys=True)
-        return hashlib.sha256(identity.encode()).hexdigest()[:10]
+        identity = [settings, self.unet.num_classes, data_fingerprint, RECIPE_VERSION]
+        text = json.dumps([*identity, "rung"] if self.is_rung else identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def needs_more_than(self, other: "Trial") -> bool:
         """Whether it takes strictly more memory: wider, larger or in larger batches, and alike in all else."""
@@ -76,6 +86,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Halving:
+    """All settings are trained for a few epochs, the best of them in full. Its checks need a grid: bench/grid.py."""
+
+    first_epochs: int = 3
+    keep: int = 3  # settings
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment file, resolved."""
 
@@ -84,6 +102,7 @@ class Experiment:
     data: DataConfig
     trials: tuple[Trial, ...]
     checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
+    search: Halving | None = None  # None: every trial is trained
 
 
 @dataclass(frozen=True)
@@ -211,3 +230,4 @@ class TrialResult:
     data_fingerprint: str = ""
     seconds: float = 0.0  # in a worker, all attempts together
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # num_bytes and sha256 of what stands beside it
+    is_rung: bool = False  # Trial.is_rung

@@ -115,6 +115,7 @@ ALLOWED = {
     "bench.store": {"bench.claim", "bench.journal", "bench.view", "catseg.errors"},
     "bench.contents": {"bench.description", "bench.journal", "bench.trial"},
     "bench.description": {"bench.compare", "bench.table", "bench.trial"},
+    "bench.search": {"bench.compare", "bench.terminal", "bench.trial"},
     "bench.standing": {"bench.compare", "bench.journal", "bench.trial"},
     "bench.tracking": {"mlflow", "PIL", "bench.contents", "bench.description", "bench.journal"}
     | {"bench.standing", "bench.store", "bench.trial", "bench.view", "catseg.errors"},
@@ -139,13 +140,14 @@ ALLOWED = {
     "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
     "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.standing"}
+    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.search"}
+    | {"bench.standing"}
     | {"bench.stops", "bench.store", "bench.table", "bench.terminal", "bench.trial", "catseg.dataset"}
     | {"catseg.device", "catseg.errors", "catseg.files"},
     "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.report", "bench.scoring"}
     | {"bench.table", "bench.standing", "bench.terminal", "catseg.errors", "catseg.files"},
     "bench.overview": {"rich", "bench.environment", "bench.grid", "bench.journal", "bench.mirror", "bench.plan"}
-    | {"bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
+    | {"bench.search", "bench.store", "bench.terminal", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.data": {"rich", "catseg.duplicates", "catseg.errors", "catseg.files", "catseg.folder", "catseg.labelme"}
     | {"catseg.outline", "catseg.photo", "catseg.sample", "catseg.survey", "catseg.voc"},
     "bench.download": {"rich", "bench.data", "catseg.errors", "catseg.folder", "catseg.pets"} | {"catseg.server"},

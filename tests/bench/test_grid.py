@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.grid import MAX_TRIALS, load_experiment
-from bench.trial import LATER_SETTINGS
+from bench.trial import LATER_SETTINGS, Halving
 from catseg.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -146,6 +146,25 @@ def test_sample_and_train_are_words_and_no_folders(load):
     assert (data.train, data.val) == ("sample", "train")
 
 
+LRS = "grid: {lr: [0.1, 0.2, 0.3, 0.4]}\n"
+
+
+def test_a_search_is_read_with_its_defaults_and_full_is_none(load):
+    assert load(HEAD + LRS).search is None
+    assert load(HEAD + LRS + "search:\n").search is None
+    assert load(HEAD + LRS + "search: {mode: full, first_epochs: 5, keep: 9}\n").search is None
+    assert load(HEAD + LRS + "search: {mode: halving}\n").search == Halving(first_epochs=3, keep=3)
+    searched = load(HEAD + LRS + "search: {mode: halving, first_epochs: 5, keep: 1}\n")
+    assert searched.search == Halving(5, 1)
+    assert searched.trials == load(HEAD + LRS).trials
+
+
+def test_only_leaves_a_search_more_settings_than_it_keeps(load, refuse):
+    text = HEAD + LRS + "seeds: [0, 1]\nsearch: {mode: halving, keep: 2}\n"
+    assert len(load(text, only="lr=0.1,lr=0.2,lr=0.3").trials) == 6
+    assert refuse(text, only="lr=0.1,lr=0.2") == "--only: leaves 2 settings, and search.keep is 2; choose more"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -197,6 +216,35 @@ def test_sample_and_train_are_words_and_no_folders(load):
         ("base: {weight_decay: 1.0}\n", ": weight_decay: must be 0 to below 1, got 1.0"),
         ("base: {init_features: 0}\n", ": init_features: must be 1 to 512, got 0"),
         ("seeds: [-1]\n", ": seed: must be at least 0, got -1"),
+        # a search
+        ("search: halving\n", ": search: `key: value` lines are needed, got 'halving'"),
+        ("search: {keep: 2}\n", ": search.mode: unknown None; choose full, halving"),
+        ("search: {mode: asha}\n", ": search.mode: unknown 'asha'; choose full, halving"),
+        ("search: {mode: halving, eta: 3}\n", ": search: unknown key 'eta'; known are mode, first_epochs, keep"),
+        (
+            "search: {mode: halving, first_epoch: 3}\n",
+            ": search: unknown key 'first_epoch'; did you mean first_epochs?",
+        ),
+        ("search: {mode: full, keep: 0}\n", ": search.keep: a whole number from 1 is needed, got 0"),
+        (LRS + "search: {mode: halving, keep: true}\n", ": search.keep: a whole number from 1 is needed, got True"),
+        (
+            LRS + "search: {mode: halving, first_epochs: 1.5}\n",
+            ": search.first_epochs: a whole number from 1 is needed",
+        ),
+        (LRS + "search: {mode: halving, first_epochs: 0}\n", ": search.first_epochs: a whole number from 1 is needed"),
+        (
+            LRS + "search: {mode: halving, first_epochs: 12}\n",
+            ": search.first_epochs: 12 is not below the 12 epochs of",
+        ),
+        (LRS + "search: {mode: halving, keep: 4}\n", ": search.keep: 4 of 4 settings: nothing would be stopped; "),
+        (
+            "seeds: [0, 1, 2, 3]\nsearch: {mode: halving, keep: 1}\n",
+            ": search.keep: 1 of 1 settings: nothing would be stopped; lower it, or mode: full",
+        ),
+        (
+            "grid: {epochs: [10, 20], lr: [0.1, 0.2]}\nsearch: {mode: halving}\n",
+            ": grid.epochs: settings of unequal length cannot be halved; keep one, or mode: full",
+        ),
         # YAML's surprises
         ("base: &all {lr: 0.1}\n", ":3: anchors and aliases are not read"),
         ("base: {lr: *all}\n", ":3: anchors and aliases are not read"),
