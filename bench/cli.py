@@ -5,6 +5,7 @@ mistake of the user's or bad data, 130, 143 or 129 stopped).   torch and mlflow 
 that needs them.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ Retry = Annotated[
     str, typer.Option(metavar="KINDS", help="failures to try again: oom,nonfinite,killed,timeout,data,crash")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's store or server, instead of ./mlflow.db"),
+]
+
+
+class Engine(StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def main() -> None:
@@ -52,17 +62,34 @@ def run(
     test: Annotated[str | None, typer.Option(metavar="DIR", help="test photos: the winner is scored on them")] = None,
     only: Only = None,
     jobs: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="N|auto",
             help="trials at a time; they share the cores, and sums may differ in the last place by their share. "
-            "`auto`: as many as a short measurement finds fastest",
+            "`auto`: as many as a short measurement finds fastest; one if not given",
         ),
-    ] = "1",
+    ] = None,
     retry: Retry = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="do anew what other code finished, keep the old")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first trial that fails")] = False,
     device: Device = "auto",
+    engine: Annotated[
+        Engine, typer.Option(help="where trials run: here, or on the hosts of a Ray cluster")
+    ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="of the Ray cluster; without, Ray is started on this machine"),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(
+            metavar="G", help="with Ray: GPUs of each trial, 0.5 for two to share one; else 1, if there are any"
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="with Ray: cores, and threads, of each trial; else 1")
+    ] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Train what is not done yet, then rank everything.
 
@@ -70,9 +97,11 @@ def run(
     stops after the step, with a checkpoint; a second one at once.
     """
     with _manners("stopped; all is kept, the same command goes on"):
-        from bench.session import Rules, parse_jobs, parse_kinds, run_experiment
+        from bench.session import Rules, make_cluster, parse_jobs, parse_kinds, run_experiment
 
-        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs(jobs), device)
+        _use_store(tracking_uri)
+        cluster = make_cluster(engine is Engine.RAY, jobs, address, gpus_per_trial, cpus_per_trial)
+        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs(jobs or "1"), device, cluster)
         raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, rules))
 
 
@@ -143,7 +172,7 @@ def compare(
 
 
 @app.command()
-def sync() -> None:
+def sync(tracking_uri: TrackingUri = None) -> None:
     """Bring MLflow up to date with the journals.
 
     What it missed is sent, nothing twice; runs that a killed process left open get their true status.
@@ -151,6 +180,7 @@ def sync() -> None:
     with _manners():
         from bench.overview import sync
 
+        _use_store(tracking_uri)
         sync()
 
 
@@ -164,11 +194,13 @@ def predict(
         int | None, typer.Option(metavar="N", min=1, help="only the N photos the model is least sure of")
     ] = None,
     device: Device = "auto",
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a mask and an overlay for each photo; outlines for Labelme, too."""
     with _manners():
         from bench.prediction import predict_files
 
+        _use_store(tracking_uri)
         predict_files(model, photos, out, labelme, worst, device)
 
 
@@ -277,13 +309,16 @@ def download(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 5000, tracking_uri: TrackingUri = None
+) -> None:
     """Serve MLflow's pages on this folder's store."""
     with _manners():
         import subprocess
 
         from bench.store import make_ui_command
 
+        _use_store(tracking_uri)
         command, environment = make_ui_command(port)
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
@@ -302,6 +337,12 @@ def _manners(when_stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(when_stopped, err=True)
         raise typer.Exit(130) from None
+
+
+def _use_store(tracking_uri: str | None) -> None:
+    """For this process and those that it starts."""
+    if tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

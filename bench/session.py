@@ -7,16 +7,17 @@ Knows nothing of how any of them works.
 import shutil
 import time
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from bench import journal
 from bench.claim import hold, make_experiment_folder
 from bench.compare import Leaderboard, list_failed, make_leaderboard, rank
-from bench.driver import run_pending
+from bench.driver import Engine, run_pending
 from bench.engine import LocalEngine
 from bench.grid import load_experiment
 from bench.jobs import choose_jobs
@@ -41,8 +42,20 @@ from catseg.device import choose_device
 from catseg.errors import InputError
 from catseg.files import remove_leftovers
 
+if TYPE_CHECKING:
+    from bench.ray_engine import RayEngine
+
 FAILED = 1  # exit code: some trial ended without a model
 DRAIN_SECONDS, DRAIN_SECONDS_STOPPED = 40.0, 5.0  # of silence; a request is given up after some 30
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray that trials run on, and what each takes of it."""
+
+    address: str | None = None  # None: one of our own on this machine
+    gpus_per_trial: float | None = None  # None: one, where there are GPUs
+    cpus_per_trial: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class Rules:
     fail_fast: bool = False  # stop at the first failure
     jobs: int | None = 1  # trials at a time; None: as many as are fastest
     device: str = "auto"
+    cluster: Cluster | None = None  # None: trials run on this machine
 
 
 @dataclass
@@ -90,25 +104,64 @@ def parse_jobs(text: str) -> int | None:
     return jobs
 
 
+def make_cluster(
+    is_ray: bool, jobs: str | None, address: str | None, gpus: float | None, cpus: int | None
+) -> Cluster | None:
+    """What the flags say of Ray; None: nothing. InputError: flags that do not go together, or impossible numbers."""
+    given = {"--address": address, "--gpus-per-trial": gpus, "--cpus-per-trial": cpus}
+    if not is_ray:
+        for flag, value in given.items():
+            if value is not None:
+                raise InputError(f"{flag}: is for Ray, got {value}; add --engine ray")
+        return None
+    if jobs is not None:
+        raise InputError(
+            "--jobs: Ray runs as many trials at a time as its hosts hold; leave it out, or leave out --engine"
+        )
+    if gpus is not None and (gpus < 0 or (gpus > 1 and not gpus.is_integer())):
+        raise InputError(f"--gpus-per-trial: must be a part of a GPU or whole GPUs, got {gpus:g}; use 0.5, 1 or 2")
+    return Cluster(address, gpus, cpus or 1)
+
+
 def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | None, rules: Rules) -> int:
     """Do what is missing and rank all of it. 0: all finished; 1: some trial failed; else as a stop asks for."""
     console = make_console()
-    device = choose_device(rules.device)
+    if rules.cluster is None:
+        choose_device(rules.device)  # refused before photos are read
     experiment = load_experiment(grid, folders, only)
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+    ray = _join(console, data, rules.device, rules.cluster) if rules.cluster else None
+    with closing(ray) if ray else nullcontext():
+        return _run_experiment(console, experiment, data, rules, ray)
+
+
+def _join(console: Console, data: Data, device_name: str, cluster: Cluster) -> "RayEngine":
+    from bench.ray_engine import RayEngine  # Ray is there for who asked for it
+
+    with console.status("asking Ray for its hosts"):
+        ray = RayEngine(data.sets, device_name, cluster.address, cluster.gpus_per_trial, cluster.cpus_per_trial)
+    console.print(f"Ray: {ray.describe()}", markup=False)
+    return ray
+
+
+def _run_experiment(console: Console, experiment: Experiment, data: Data, rules: Rules, ray: "RayEngine | None") -> int:
     folder = make_experiment_folder(experiment.name)
-    plan = make_plan(experiment, data, folder, device.type, rules.retry, rules.rerun)
+    if ray is None:
+        plan = make_plan(experiment, data, folder, choose_device(rules.device).type, rules.retry, rules.rerun)
+    else:
+        plan = make_plan(experiment, data, folder, ray.device_type, rules.retry, rules.rerun, ray.torch_version)
     console.print(format_plan(experiment, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
     with listen() as stop:
-        jobs = rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
+        jobs = ray.num_places if ray else rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
     if stop.exit_code is not None:
         return _say_stopped(console, stop.exit_code)
     _check_disk(folder, plan, jobs)
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
-        outcome = _run(console, experiment, data, plan, folder, mirror, rules, jobs)
+        engine = ray or LocalEngine(data.sets, rules.device, jobs)
+        outcome = _run(console, experiment, data, plan, folder, mirror, engine, rules.fail_fast)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
@@ -116,7 +169,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
             page = _write_page(console, folder, is_new=bool(plan.pending))
             all_ended = len(ordered) + len(outcome.skipped) == len(experiment.trials)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
-                _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
+                _score_winner(console, board, experiment.data.test, folder, mirror, "auto" if ray else rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
     if outcome.problem:
         raise InputError(outcome.problem)
@@ -149,21 +202,21 @@ def _run(
     plan: Plan,
     folder: Path,
     mirror: Mirror,
-    rules: Rules,
-    jobs: int,
+    engine: Engine,
+    fail_fast: bool,
 ) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
     outcome = _Outcome(dict(plan.results), [Skipped(t.name, culprit.name) for t, culprit in plan.skipped.items()])
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
-    with closing(LocalEngine(data.sets, rules.device, jobs)) as engine, listen() as stop:
+    with closing(engine), listen() as stop:
         running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
         try:
             with closing(running), ProgressView(console, work, best) as view:
                 for trial, event in running:
                     view.show(trial, event)
                     _note(outcome, trial, event)
-                    if rules.fail_fast and isinstance(event, TrialResult) and event.status == "failed":
+                    if fail_fast and isinstance(event, TrialResult) and event.status == "failed":
                         stop.asked = True
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error

@@ -70,6 +70,7 @@ ALLOWED = {
     "bench.processes": {"bench.stops"},
     "bench.engine": {
         "torch",
+        "bench.environment",
         "bench.processes",
         "bench.run",
         "bench.table",
@@ -78,6 +79,9 @@ ALLOWED = {
         "catseg.dataset",
         "catseg.device",
     },
+    "bench.cluster": {"bench.trial", "catseg.errors"},
+    "bench.ray_engine": {"ray", "torch", "bench.cluster", "bench.engine", "bench.environment", "bench.processes"}
+    | {"bench.run", "bench.trial", "catseg.dataset", "catseg.device", "catseg.errors"},
     "bench.counts": {"numpy"},
     "bench.journal": {"numpy", "bench.counts", "bench.trial"},
     "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
@@ -104,12 +108,21 @@ ALLOWED = {
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
     | {"bench.stops", "bench.trial", "catseg.dataset", "catseg.device", "catseg.settings"},
-    "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
+    "bench.driver": {"torch", "bench.claim", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
     "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.standing"}
+    | {
+        "bench.jobs",
+        "bench.journal",
+        "bench.mirror",
+        "bench.plan",
+        "bench.ray_engine",
+        "bench.report",
+        "bench.scoring",
+        "bench.standing",
+    }
     | {"bench.stops", "bench.store", "bench.table", "bench.terminal", "bench.trial", "catseg.dataset"}
     | {"catseg.device", "catseg.errors", "catseg.files"},
     "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.report", "bench.scoring"}
@@ -140,7 +153,7 @@ ONLY_IN = {
     "mlflow": "bench.tracking",
     "typer": "bench.cli",
     "yaml": "bench.grid",
-    "ray": "bench.engine",
+    "ray": "bench.ray_engine",
     "safetensors": "catseg.checkpoint",
     "imagehash": "catseg.duplicates",
     "kornia": "catseg.augment",
