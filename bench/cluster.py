@@ -7,6 +7,7 @@ Knows nothing of Ray itself, which need not be installed, nor of trials.
 import socket
 from collections.abc import Iterable, Mapping
 
+from bench.environment import CODE_HASH, find_device_type, read_torch_version
 from bench.trial import Failed, FailureKind
 from catseg.errors import InputError
 
@@ -95,3 +96,8 @@ def choose_worker_device(device_name: str, gpus: float) -> str:
     if not gpus and device_name == "cuda":
         raise InputError("--device: cuda asked for, and no GPUs per trial; use --gpus-per-trial 1, or --device cpu")
     return device_name if gpus else "cpu"
+
+
+def describe_host(device_name: str) -> tuple[str, str, str]:
+    """Of the host that this runs on: catseg's code, torch's version, `cpu` or `cuda`. Without a GPU in a second."""
+    return CODE_HASH, read_torch_version(), find_device_type(device_name)

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from bench.cluster import check_address, check_shape, choose_worker_device, count_places, explain_loss
+from bench.cluster import check_address, check_shape, choose_worker_device, count_places, describe_host, explain_loss
 from bench.engine import SILENCE_SECONDS, SILENT_STEPS, PhotoSets
-from bench.environment import CODE_HASH, read_torch_version
+from bench.environment import CODE_HASH
 from bench.processes import MALLOC
 from bench.run import StopRequest, Task, execute
 from bench.trial import Failed, Finished, Queued, StepDone, Stopped, Trial, WorkerEvent
 from catseg.dataset import PhotoSet
-from catseg.device import choose_device
 from catseg.errors import InputError
 
 SIGN_OF_LIFE_SECONDS = 5.0  # eight hundred workers make 160 of them a second
@@ -35,7 +34,7 @@ ANSWER_SECONDS = 120.0  # for every host to import torch, from a slow network di
 
 # Set before ray is imported; whatever the user has set stands.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
-# A Ray of our own answers this machine alone, and who has its token. (Where the first is Ray's default, hence its name.)
+# A Ray of our own answers this machine alone, to who has its token. (Where the first is a default, hence its name.)
 LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 
@@ -244,10 +243,6 @@ def look_for_stop(stopper: Any) -> Iterator[bool]:
         yield asked
 
 
-def _describe_host(device_name: str) -> tuple[str, str, str]:
-    return CODE_HASH, read_torch_version(), choose_device(device_name).type
-
-
 # --- the cluster ---------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +294,7 @@ def _list_hosts(ray: Any) -> dict[str, dict[str, float]]:
 
 def _ask_hosts(ray: Any, hosts: list[str], device_name: str) -> tuple[str, str]:
     """The device and the torch of all hosts. InputError: they differ, or one has not got this code."""
-    describe = ray.remote(num_cpus=0, max_retries=0)(_describe_host)
+    describe = ray.remote(num_cpus=0, max_retries=0)(describe_host)
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in ray.nodes()}
     asked = {
