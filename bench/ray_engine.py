@@ -100,8 +100,9 @@ class RayEngine:
 
     def describe(self) -> str:
         """One line: how many trials at a time, on what."""
-        hosts, each = len(_list_hosts(self._ray)), f"{self._cpus} CPUs and {self._gpus:g} GPUs each"
-        return f"{self.num_places} trials at a time on {hosts} hosts ({each}; {self._device_type})"
+        hosts = [host for host in _list_hosts(self._ray).values() if count_places([host], self._cpus, self._gpus)]
+        each = f"each with {self._cpus} of its CPUs and {self._gpus:g} of its GPUs; {self._device_type}"
+        return f"trials at a time {self.num_places}, hosts {len(hosts)} ({each})"
 
     @property
     def num_free(self) -> int:

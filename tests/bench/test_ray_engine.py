@@ -165,15 +165,15 @@ def sets(tmp_path_factory, write_photos):
 
 
 def find_workers(cluster):
-    """pid -> the host (a node of the cluster) of every process that a trial runs in."""
+    """pid -> the host (a node of the cluster) of every process that a trial runs in; stopped ones do not."""
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             title = stat.with_name("cmdline").read_bytes().strip(b"\0 ")
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if title.startswith(b"ray::") and b"=" in title and parent in raylets:
-                found[int(stat.parent.name)] = raylets[parent]
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if title.startswith(b"ray::") and b"=" in title and state not in "TZ" and int(parent) in raylets:
+                found[int(stat.parent.name)] = raylets[int(parent)]
     return found
 
 
@@ -183,7 +183,7 @@ def read_outcomes():
     for key, folder in list_folders(FOLDER).items():
         result, counts = read_result(folder), (folder / "per_photo.json").read_bytes()
         metrics = {name: value for name, value in result.metrics.items() if not name.startswith("cost/")}
-        epochs = [{k: v for k, v in line["metrics"].items()} for line in read_history(folder).epochs]
+        epochs = [line["metrics"] for line in read_history(folder).epochs]
         found[key] = (result.status, result.best_epoch, metrics, counts, epochs)
     return found
 
@@ -211,12 +211,15 @@ def test_a_killed_worker_a_silent_one_and_a_lost_host_cost_what_came_after_the_l
     list(drive(**LONG))
     undisturbed, outcomes = hash_weights(), read_outcomes()
     move_away()
-    events, done = [], []
+    events, done, victims = [], [], []
 
     def disturb(pid, host):
+        victims.append(pid)
         if len(done) < 2:
             os.kill(pid, signal.SIGSTOP if done else signal.SIGKILL)
         else:
+            with suppress(ProcessLookupError):  # Ray takes its time to kill what was stopped, which keeps a place
+                os.kill(victims[1], signal.SIGKILL)
             whole_cluster.remove_node(host, allow_graceful=False)
 
     def make_impatient(*arguments):
@@ -340,12 +343,12 @@ def test_a_killed_driver_costs_nothing_that_was_committed_and_the_same_command_d
     process.kill()
     process.wait()
     committed = read_committed(tracked_workplace)
-    wait_until(lambda: not find_workers(whole_cluster), 30)  # they end with their driver
+    wait_until(lambda: not find_workers(whole_cluster))  # they end with their driver
     again = start_bench(*ray_run)
     output, errors = again.communicate(timeout=120)
     assert (again.returncode, errors) == (0, "")
     assert f"4 trials, {len(committed)} done" in output
-    assert "Ray: 2 trials at a time on 2 hosts" in output
+    assert "Ray: trials at a time 2, hosts 2" in output
     results = read_committed(tracked_workplace)
     assert len(results) == 4
     assert {key: results[key] for key in committed} == committed
@@ -385,7 +388,7 @@ def test_ctrl_c_stops_with_a_checkpoint_twice_at_once_and_the_same_command_goes_
     assert process.wait(timeout=10) == 143
     assert count_starts(tracked_workplace) == [2]
     assert f'"epoch": {kept}' in (next(iter(list_folders(FOLDER).values())) / "events.jsonl").read_text()
-    wait_until(lambda: not find_workers(whole_cluster), 30)
+    wait_until(lambda: not find_workers(whole_cluster))
 
 
 @pytest.mark.slow
@@ -404,7 +407,7 @@ def test_a_ray_of_our_own_answers_this_machine_alone_and_ends_with_its_driver(
     assert (tracked_workplace / ".ray/auth_token").is_file()
     process.kill()
     process.wait()
-    wait_until(lambda: not list_session(process.pid), 30)
+    wait_until(lambda: not list_session(process.pid))
 
 
 def list_listening(pids):
@@ -413,7 +416,7 @@ def list_listening(pids):
     for pid in pids:
         with suppress(OSError):
             for link in Path(f"/proc/{pid}/fd").iterdir():
-                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", str(link.readlink())))
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
     ]
