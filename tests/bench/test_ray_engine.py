@@ -382,10 +382,10 @@ def test_ctrl_c_stops_with_a_checkpoint_twice_at_once_and_the_same_command_goes_
     ((pid, _),) = find_workers(whole_cluster).items()
     os.kill(pid, signal.SIGSTOP)  # a step that takes for ever
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(2)  # longer than a key pressed once may be heard twice: Ray's calls are not interrupted
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=30) == 143
     assert count_starts(tracked_workplace) == [2]
     assert f'"epoch": {kept}' in (next(iter(list_folders(FOLDER).values())) / "events.jsonl").read_text()
     wait_until(lambda: not find_workers(whole_cluster))
