@@ -33,7 +33,7 @@ QUEUED_SECONDS = 30.0  # in which a fresh process is up; who has waited longer w
 ANSWER_SECONDS = 120.0  # for every host to import torch, from a slow network disk, too
 
 # Set before ray is imported; whatever the user has set stands.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}  # a wrong token: twenty warnings
 # A Ray of our own answers this machine alone, to who has its token. (Where the first is a default, hence its name.)
 LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
