@@ -33,7 +33,7 @@ QUEUED_SECONDS = 30.0  # in which a fresh process is up; who has waited longer w
 ANSWER_SECONDS = 120.0  # for every host to import torch, from a slow network disk, too
 
 # Set before ray is imported; whatever the user has set stands.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}  # a wrong token: twenty warnings
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 # A Ray of our own answers this machine alone, to who has its token. (Where the first is a default, hence its name.)
 LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
@@ -128,7 +128,7 @@ class RayEngine:
         for attempt in attempts:
             attempt.silent_seconds += waited
             event: WorkerEvent | None = None
-            if attempt.stream in ready:
+            if id(attempt.stream) in ready:
                 event = self._receive(attempt)
             elif not attempt.has_begun:
                 event = self._explain_wait(attempt)
@@ -149,16 +149,22 @@ class RayEngine:
                 attempt.was_taken_back = True
 
     def close(self) -> None:
-        """Leave the cluster, which ends all workers of this session at once; end a Ray that was started for it."""
+        """End all workers of this session at once. Tasks may be started again."""
+        for attempt in self._attempts:
+            with suppress(self._ray.exceptions.RayError):  # it is lost
+                self._ray.cancel(attempt.stream, force=True)
+        self._attempts = []
+
+    def leave(self) -> None:
+        """Leave the cluster, for good; end a Ray that was started for this session."""
         self._attempts, self._photos = [], {}
         self._ray.shutdown()
 
-    def _find_ready(self, streams: list[Any], seconds: float) -> list[Any]:
-        """The streams that have something to say, once one of them has."""
+    def _find_ready(self, streams: list[Any], seconds: float) -> set[int]:
+        """The ids of the streams that have something to say, once one of them has."""
         if not streams or not self._ray.wait(streams, num_returns=1, timeout=seconds)[0]:
-            return []
-        ready: list[Any] = self._ray.wait(streams, num_returns=len(streams), timeout=0)[0]
-        return ready
+            return set()
+        return {id(stream) for stream in self._ray.wait(streams, num_returns=len(streams), timeout=0)[0]}
 
     def _receive(self, attempt: "_Attempt") -> WorkerEvent:
         """The next event, or what the worker died of."""
@@ -183,7 +189,7 @@ class RayEngine:
         return Queued(f"no host is left that holds {asked}; it starts when one joins the cluster")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Attempt:
     """A task that Ray has, and what was heard of it."""
 

@@ -7,7 +7,7 @@ Knows nothing of how any of them works.
 import shutil
 import time
 from collections.abc import Collection, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,11 +132,15 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
     ray = _join(console, data, rules.device, rules.cluster) if rules.cluster else None
-    with closing(ray) if ray else nullcontext():
+    try:
         return _run_experiment(console, experiment, data, rules, ray)
+    finally:
+        if ray is not None:
+            ray.leave()
 
 
 def _join(console: Console, data: Data, device_name: str, cluster: Cluster) -> "RayEngine":
+    """Connect to the cluster, and say what it holds."""
     from bench.ray_engine import RayEngine  # Ray is there for who asked for it
 
     with console.status("asking Ray for its hosts"):
@@ -160,8 +164,7 @@ def _run_experiment(console: Console, experiment: Experiment, data: Data, rules:
     _check_disk(folder, plan, jobs)
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
-        engine = ray or LocalEngine(data.sets, rules.device, jobs)
-        outcome = _run(console, experiment, data, plan, folder, mirror, engine, rules.fail_fast)
+        outcome = _run(console, experiment, data, plan, folder, mirror, rules, jobs, ray)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in experiment.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
@@ -202,13 +205,15 @@ def _run(
     plan: Plan,
     folder: Path,
     mirror: Mirror,
-    engine: Engine,
-    fail_fast: bool,
+    rules: Rules,
+    jobs: int,
+    ray: "RayEngine | None",
 ) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
     outcome = _Outcome(dict(plan.results), [Skipped(t.name, culprit.name) for t, culprit in plan.skipped.items()])
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
+    engine: Engine = ray or LocalEngine(data.sets, rules.device, jobs)
     with closing(engine), listen() as stop:
         running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
         try:
@@ -216,7 +221,7 @@ def _run(
                 for trial, event in running:
                     view.show(trial, event)
                     _note(outcome, trial, event)
-                    if fail_fast and isinstance(event, TrialResult) and event.status == "failed":
+                    if rules.fail_fast and isinstance(event, TrialResult) and event.status == "failed":
                         stop.asked = True
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error

@@ -152,10 +152,15 @@ def make_engine(whole_cluster):
     """A RayEngine on the cluster, as tests drive a LocalEngine; a GPU in name computes nothing."""
     from bench.ray_engine import RayEngine
 
-    def make(sets, device_name="cpu", jobs=1, **options):
-        return RayEngine(sets, device_name, whole_cluster.address, **{"gpus_per_trial": 1.0} | options)
+    engines = []
 
-    return make
+    def make(sets, device_name="cpu", jobs=1, **options):
+        engines.append(RayEngine(sets, device_name, whole_cluster.address, **{"gpus_per_trial": 1.0} | options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.leave()
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +397,7 @@ def test_ctrl_c_stops_with_a_checkpoint_twice_at_once_and_the_same_command_goes_
 
 
 @pytest.mark.slow
-def test_a_ray_of_our_own_answers_this_machine_alone_and_ends_with_its_driver(
+def test_a_ray_of_our_own_answers_this_machine_alone_and_leaves_nothing_running(
     tracked_workplace, start_bench, list_session, wait_until, monkeypatch
 ):
     pytest.importorskip("ray", reason="Ray is not installed")
@@ -405,8 +410,8 @@ def test_a_ray_of_our_own_answers_this_machine_alone_and_ends_with_its_driver(
     assert addresses
     assert {address for address in addresses if not address.endswith("0100007F")} == set()
     assert (tracked_workplace / ".ray/auth_token").is_file()
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
     wait_until(lambda: not list_session(process.pid))
 
 

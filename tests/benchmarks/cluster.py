@@ -11,7 +11,6 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -217,8 +216,9 @@ def main() -> None:
             drive(ListEngine(options.hosts * options.places), experiment, data, folder)
         else:
             cluster = start_cluster(options.hosts, options.places)
-            with closing(make_ray_engine(data.sets, cluster.address, options.seconds)) as engine:
-                drive(engine, experiment, data, folder)
+            engine = make_ray_engine(data.sets, cluster.address, options.seconds)
+            drive(engine, experiment, data, folder)
+            engine.leave()
             cluster.shutdown()
         if options.rows:
             count_rows(folder, options.rows)
