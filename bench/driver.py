@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from bench.claim import Claim, remove_old_checkpoints, start_over, take
-from bench.engine import LocalEngine
 from bench.environment import MIXED
 from bench.journal import History, list_folders, read_history, read_result
 from bench.mirror import Mirror
@@ -48,8 +48,29 @@ POLL_SECONDS = 0.5  # while other processes have all that is left
 Pairs = Generator[tuple[Trial, Event | TrialResult], None, None]
 
 
+class Engine(Protocol):
+    """What is asked of whatever trials run in: bench/engine.py, bench/ray_engine.py."""
+
+    @property
+    def device_type(self) -> str: ...
+
+    @property
+    def torch_version(self) -> str: ...
+
+    @property
+    def num_free(self) -> int: ...
+
+    def start(self, task: Task) -> None: ...
+
+    def wait(self, seconds: float) -> Iterator[tuple[Trial, WorkerEvent]]: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def run_pending(
-    experiment: Experiment, data: Data, plan: Plan, folder: Path, engine: LocalEngine, mirror: Mirror, stop: Stop
+    experiment: Experiment, data: Data, plan: Plan, folder: Path, engine: Engine, mirror: Mirror, stop: Stop
 ) -> Pairs:
     """Run what is pending; a trial that fails does not stop the others.
 
@@ -91,7 +112,7 @@ class _Driver:
     data: Data
     plan: Plan
     folder: Path
-    engine: LocalEngine
+    engine: Engine
     mirror: Mirror
     stop: Stop
     waiting: dict[Trial, None]  # in order
@@ -138,7 +159,8 @@ class _Driver:
         claim = self.running[trial]
         history = read_history(claim.folder)
         before = self.redo.pop(trial, None)
-        is_sound = is_like_now(history, self.engine.device_type) and not (before and before.failure in FLAWED)
+        is_like = is_like_now(history, self.engine.device_type, self.engine.torch_version)
+        is_sound = is_like and not (before and before.failure in FLAWED)
         checkpoint = claim.load_checkpoint() if is_sound else None
         if checkpoint is None and (history.num_durable or claim.has_ended or not is_sound):
             claim, old = start_over(self.folder, claim)  # what MLflow was told of it is another execution's

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from bench.environment import read_torch_version
 from bench.processes import start_process
 from bench.run import StopRequest, Task, execute
 from bench.stops import WORKER
@@ -52,6 +53,11 @@ class LocalEngine:
     def device_type(self) -> str:
         """`cpu` or `cuda`."""
         return choose_device(self._device_name).type
+
+    @property
+    def torch_version(self) -> str:
+        """That of the workers: this machine's."""
+        return read_torch_version()
 
     @property
     def num_free(self) -> int:

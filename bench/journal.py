@@ -116,7 +116,7 @@ def read_history(folder: Path) -> History:
     begun_ms, ended_ms, busy_ms = None, None, 0
     for line in read_lines(folder / "events.jsonl")[0]:
         now_ms = line["time_ms"]
-        if line["event"] != "Started" and ended_ms is not None:
+        if line["event"] not in ("Started", "Queued") and ended_ms is not None:
             busy_ms += max(0, now_ms - ended_ms)  # a clock may be set back
         ended_ms = now_ms
         match line["event"]:

@@ -64,8 +64,11 @@ def make_plan(
     device_name: str,
     retry: Collection[str] = (),
     rerun: bool = False,
+    torch_version: str | None = None,
 ) -> Plan:
     """What is done and what is left. Failures count as done unless their kind is in `retry`.
+
+    `torch_version` is that of workers elsewhere, whose device `device_name` is; None: this machine's torch.
 
     With `rerun`, what other code finished is to be done anew, and nothing else: a rerun that was
     stopped goes on where it was.
@@ -91,20 +94,21 @@ def make_plan(
         trial_folder = folders.get(keys[trial])
         if trial_folder is not None and trial not in redo:
             history = journal.read_history(trial_folder)
-            if is_like_now(history, find_device_type(device_name)):
+            device_type = device_name if torch_version else find_device_type(device_name)
+            if is_like_now(history, device_type, torch_version):
                 begun[trial] = history
             if journal.is_running(trial_folder):
                 running.add(trial)
     return Plan(keys, results, tuple(pending), redo, skipped, begun, frozenset(running))
 
 
-def is_like_now(history: History, device_type: str) -> bool:
+def is_like_now(history: History, device_type: str, torch_version: str | None = None) -> bool:
     """Whether what is there was made by the same source and torch on such a device: else going on is no beginning."""
     if history.started is None:
         return True
     environment = history.started["environment"]
     before = environment.get("code"), environment.get("torch"), history.started["device"].partition(":")[0]
-    return before == (CODE_HASH, read_torch_version(), device_type)
+    return before == (CODE_HASH, torch_version or read_torch_version(), device_type)
 
 
 def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:

@@ -10,18 +10,20 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from bench import journal
 from bench.claim import hold, make_experiment_folder
 from bench.compare import Leaderboard, list_failed, make_leaderboard, rank
-from bench.driver import run_pending
+from bench.driver import Engine, run_pending
 from bench.engine import LocalEngine
 from bench.grid import load_experiment
 from bench.jobs import choose_jobs
 from bench.mirror import Mirror
 from bench.plan import Plan, compute_work, estimate_bytes, make_plan
+from bench.rules import Cluster, Rules
 from bench.scoring import format_busy, format_winner, score_winner
 from bench.search import (
     add_rung,
@@ -45,26 +47,17 @@ from bench.terminal import (
     make_console,
     warn_of_leaks,
 )
-from bench.trial import FAILURE_KINDS, EpochDone, Event, Experiment, Skipped, Trial, TrialResult
+from bench.trial import EpochDone, Event, Experiment, Skipped, Trial, TrialResult
 from catseg.dataset import Data, load_data
 from catseg.device import choose_device
 from catseg.errors import InputError
 from catseg.files import remove_leftovers
 
+if TYPE_CHECKING:
+    from bench.ray_engine import RayEngine
+
 FAILED = 1  # exit code: some trial ended without a model
 DRAIN_SECONDS, DRAIN_SECONDS_STOPPED = 40.0, 5.0  # of silence; a request is given up after some 30
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the flags of `bench run` say of how it goes about it."""
-
-    retry: Collection[str] = ()  # kinds of failure to try again
-    rerun: bool = False  # do anew what other code finished
-    fail_fast: bool = False  # stop at the first failure
-    jobs: int | None = 1  # trials at a time; None: as many as are fastest
-    device: str = "auto"
-    regret: bool = False  # after a halving, train what it stopped, too
 
 
 @dataclass
@@ -85,57 +78,55 @@ class _Outcome:
         return all(trial in self.results or trial in self.skipped for trial in trials)
 
 
-def parse_kinds(text: str) -> list[str]:
-    """`oom,killed` -> its kinds of failure."""
-    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
-    for kind in kinds:
-        if kind not in FAILURE_KINDS:
-            raise InputError(f"--retry: unknown kind {kind!r}; choose {', '.join(FAILURE_KINDS)}")
-    return kinds
-
-
-def parse_jobs(text: str) -> int | None:
-    """`2` -> 2; `auto` -> None."""
-    if text == "auto":
-        return None
-    try:
-        jobs = int(text)
-    except ValueError:
-        jobs = 0
-    if jobs < 1:
-        raise InputError(f"--jobs: must be `auto` or a whole number above 0, got {text!r}; use --jobs 2 or --jobs auto")
-    return jobs
-
-
 def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | None, rules: Rules) -> int:
     """Do what is missing and rank all of it. 0: all finished; 1: some trial failed; else as a stop asks for."""
     console = make_console()
-    device = choose_device(rules.device)
+    if rules.cluster is None:
+        choose_device(rules.device)  # refused before photos are read
     experiment = load_experiment(grid, folders, only)
     if rules.regret and experiment.search is None:
         raise InputError(f"--regret: {grid} has no `search: {{mode: halving}}`, so nothing is stopped; leave it out")
     with console.status("reading photos"):
         data = load_data(experiment.data, (trial.train.image_size for trial in experiment.trials))
+    ray = _join(console, data, rules.device, rules.cluster) if rules.cluster else None
+    try:
+        return _run_experiment(console, experiment, data, rules, ray)
+    finally:
+        if ray is not None:
+            ray.leave()
+
+
+def _join(console: Console, data: Data, device_name: str, cluster: Cluster) -> "RayEngine":
+    """Connect to the cluster, and say what it holds."""
+    from bench.ray_engine import RayEngine  # Ray is there for who asked for it
+
+    with console.status("asking Ray for its hosts"):
+        ray = RayEngine(data.sets, device_name, cluster.address, cluster.gpus_per_trial, cluster.cpus_per_trial)
+    console.print(f"Ray: {ray.describe()}", markup=False)
+    return ray
+
+
+def _run_experiment(console: Console, experiment: Experiment, data: Data, rules: Rules, ray: "RayEngine | None") -> int:
     folder = make_experiment_folder(experiment.name)
     everything, first = experiment, experiment
     if experiment.search is not None:
         everything, first = add_rung(experiment), replace(experiment, trials=make_rung(experiment))
-    plan = make_plan(first, data, folder, device.type, rules.retry, rules.rerun)
+    plan = _make_plan(first, data, folder, rules, ray)
     if experiment.search is not None:
         console.print(format_search(experiment), markup=False)
     console.print(format_plan(first, data, plan), markup=False)
     warn_of_leaks(console, data.leaks)
     with listen() as stop:
-        jobs = rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
+        jobs = ray.num_places if ray else rules.jobs or _choose_jobs(console, plan, data, rules.device, stop)
     if stop.exit_code is not None:
         return _say_stopped(console, stop.exit_code)
     _check_disk(folder, plan, jobs)
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
         if experiment.search is None:
-            outcome, wanted = _run(console, experiment, data, plan, folder, mirror, rules, jobs), experiment.trials
+            outcome, wanted = _run(console, experiment, data, plan, folder, mirror, rules, jobs, ray), experiment.trials
         else:
-            outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs)
+            outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs, ray)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in everything.trials if trial in outcome.results]
             board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
@@ -145,7 +136,7 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
             page = _write_page(console, folder, is_new=outcome.is_new)
             all_ended = outcome.has_all(wanted)
             if experiment.data.test and board.rows and all_ended:  # the winner of a part is no winner
-                _score_winner(console, board, experiment.data.test, folder, mirror, rules.device)
+                _score_winner(console, board, experiment.data.test, folder, mirror, "auto" if ray else rules.device)
         _wait_for(console, mirror, DRAIN_SECONDS if outcome.exit_code is None else DRAIN_SECONDS_STOPPED)
     if outcome.problem:
         raise InputError(outcome.problem)
@@ -154,6 +145,13 @@ def run_experiment(grid: Path, folders: Mapping[str, str | None], only: str | No
     _say_where_time_went(console, outcome, (time.monotonic() - start) * outcome.jobs)
     _say_where(console, board, folder, page, mirror)
     return FAILED if list_failed(ordered) or outcome.skipped else 0
+
+
+def _make_plan(experiment: Experiment, data: Data, folder: Path, rules: Rules, ray: "RayEngine | None") -> Plan:
+    """What is left to do on the device that trials will have."""
+    if ray is None:
+        return make_plan(experiment, data, folder, choose_device(rules.device).type, rules.retry, rules.rerun)
+    return make_plan(experiment, data, folder, ray.device_type, rules.retry, rules.rerun, ray.torch_version)
 
 
 def _choose_jobs(console: Console, plan: Plan, data: Data, device_name: str, stop: Stop) -> int:
@@ -180,13 +178,15 @@ def _run(
     mirror: Mirror,
     rules: Rules,
     jobs: int,
+    ray: "RayEngine | None",
 ) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
     skipped = {trial: Skipped(trial.name, culprit.name) for trial, culprit in plan.skipped.items()}
     outcome = _Outcome(dict(plan.results), skipped, jobs, bool(plan.pending))
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
-    with closing(LocalEngine(data.sets, rules.device, jobs)) as engine, listen() as stop:
+    engine: Engine = ray or LocalEngine(data.sets, rules.device, jobs)
+    with closing(engine), listen() as stop:
         running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
         try:
             with closing(running), ProgressView(console, work, best) as view:
@@ -214,29 +214,30 @@ def _search(
     mirror: Mirror,
     rules: Rules,
     jobs: int,
+    ray: "RayEngine | None",
 ) -> tuple[_Outcome, tuple[Trial, ...]]:
     """Run what is pending of the rung, then in full the settings that it keeps; with `--regret` all others, too.
 
     What came of both, and the trials in full that were wanted.
     """
     everything = add_rung(experiment)
-    rung = _run(console, everything, data, plan, folder, mirror, rules, jobs)
+    rung = _run(console, everything, data, plan, folder, mirror, rules, jobs, ray)
     if rung.exit_code is not None or rung.problem or not rung.has_all(make_rung(experiment)):
         return rung, experiment.trials
     kept = choose_kept(experiment, rung.results)
     console.print(format_choice(experiment, rung.results), markup=False, soft_wrap=True)
     wanted = experiment.trials if rules.regret else kept
     kept_first = replace(experiment, trials=tuple(dict.fromkeys([*kept, *experiment.trials])))
-    whole = make_plan(kept_first, data, folder, rules.device, rules.retry, rules.rerun)
+    whole = _make_plan(kept_first, data, folder, rules, ray)
     full = whole.restrict(wanted)
     console.print(format_plan(replace(experiment, trials=wanted), data, full), markup=False)
-    if rules.jobs is None and not plan.pending:
+    if ray is None and rules.jobs is None and not plan.pending:
         with listen() as stop:
             jobs = _choose_jobs(console, full, data, rules.device, stop)
         if stop.exit_code is not None:
             return replace(rung, exit_code=stop.exit_code), wanted
     _check_disk(folder, full, jobs)
-    outcome = _run(console, everything, data, full, folder, mirror, rules, jobs)
+    outcome = _run(console, everything, data, full, folder, mirror, rules, jobs, ray)
     # others that were trained in full before: they are ranked, too, and what is wanted of them is in the outcome anew
     before = {trial: result for trial, result in (whole.results | whole.redo).items() if trial not in full.redo}
     outcome.results = before | outcome.results | rung.results

@@ -21,6 +21,7 @@ from bench.trial import (
     EpochDone,
     Event,
     Experiment,
+    Queued,
     Retried,
     Skipped,
     Started,
@@ -107,6 +108,8 @@ class ProgressView:
             case Retried(failure, attempt, num_attempts):
                 line = f"{failure.kind}: {failure.reason}; trying again ({attempt} of {num_attempts})  {trial.name}"
                 self._print(line)
+            case Queued(reason):
+                self._print(f"waits: {reason}  {trial.name}")
             case Elsewhere():
                 self._print(f"at work in another session, waited for  {trial.name}")
             case Stopping() if not self._is_stopping:

@@ -117,6 +117,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """It is handed out, and not at work yet: a cluster has no place for it."""
+
+    reason: str  # one line
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A sign of life, of a batch trained or validated on. Kept nowhere."""
 
@@ -210,7 +217,7 @@ class Skipped:
     culprit: str  # that trial's name
 
 
-WorkerEvent = Started | StepDone | EpochDone | Checkpoint | Weights | Overlays | Finished | Failed | Stopped
+WorkerEvent = Queued | Started | StepDone | EpochDone | Checkpoint | Weights | Overlays | Finished | Failed | Stopped
 Event = WorkerEvent | Stopping | Elsewhere | Retried | Skipped
 
 

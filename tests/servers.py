@@ -10,12 +10,17 @@ import urllib.request
 import pytest
 
 
-@pytest.fixture
-def free_port():
+def find_port():
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    """The same, for a test."""
+    return find_port()
 
 
 @pytest.fixture

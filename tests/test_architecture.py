@@ -100,6 +100,7 @@ ALLOWED = {
     "bench.processes": {"bench.stops"},
     "bench.engine": {
         "torch",
+        "bench.environment",
         "bench.processes",
         "bench.run",
         "bench.table",
@@ -108,6 +109,9 @@ ALLOWED = {
         "catseg.dataset",
         "catseg.device",
     },
+    "bench.cluster": {"bench.environment", "bench.trial", "catseg.errors"},
+    "bench.ray_engine": {"ray", "torch", "bench.cluster", "bench.engine", "bench.environment", "bench.processes"}
+    | {"bench.run", "bench.trial", "catseg.dataset", "catseg.errors"},
     "bench.counts": {"numpy"},
     "bench.journal": {"numpy", "bench.counts", "bench.trial"},
     "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},
@@ -135,13 +139,14 @@ ALLOWED = {
     | {"catseg.settings"},
     "bench.jobs": {"numpy", "torch", "bench.engine", "bench.environment", "bench.plan", "bench.processes", "bench.run"}
     | {"bench.stops", "bench.trial", "catseg.dataset", "catseg.device", "catseg.settings"},
-    "bench.driver": {"torch", "bench.claim", "bench.engine", "bench.environment", "bench.journal", "bench.mirror"}
+    "bench.driver": {"torch", "bench.claim", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
     "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
+    "bench.rules": {"bench.trial", "catseg.errors"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
-    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.report", "bench.scoring", "bench.search"}
-    | {"bench.standing"}
+    | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.ray_engine", "bench.report", "bench.rules"}
+    | {"bench.scoring", "bench.search", "bench.standing"}
     | {"bench.stops", "bench.store", "bench.table", "bench.terminal", "bench.trial", "catseg.dataset"}
     | {"catseg.device", "catseg.errors", "catseg.files"},
     "bench.comparison": {"rich", "bench.compare", "bench.definitions", "bench.journal", "bench.report", "bench.scoring"}
@@ -166,25 +171,26 @@ ALLOWED = {
     | {"catseg.quantisation", "catseg.runtimes", "catseg.unet"},
     "bench.verification": {"rich", "torch", "catseg.bundle", "catseg.dataset", "catseg.device", "catseg.errors"}
     | {"catseg.golden", "catseg.inference", "catseg.metrics", "catseg.onnx_check", "catseg.runtimes"},
-    "bench.cli": {
-        "typer",
-        "bench.comparison",
-        "bench.data",
-        "bench.download",
-        "bench.export",
-        "bench.label",
-        "bench.overview",
+    "bench.manners": {"typer", "catseg.errors"},
+    "bench.data_commands": {"typer", "bench.data", "bench.download", "bench.label", "bench.manners"},
+    "bench.cli": {"typer", "bench.comparison", "bench.data_commands", "bench.export", "bench.manners", "bench.overview"}
+    | {
         "bench.prediction",
-    }
-    | {"bench.session", "bench.speed", "bench.store", "bench.verification", "catseg.errors"},
+        "bench.rules",
+        "bench.session",
+        "bench.speed",
+        "bench.store",
+        "bench.verification",
+        "catseg.errors",
+    },
 }
 
 # Libraries that live in one room, so that another can take their place.
 ONLY_IN = {
     "mlflow": {"bench.registry", "bench.tracking"},
-    "typer": {"bench.cli"},
+    "typer": {"bench.cli", "bench.data_commands", "bench.manners"},
     "yaml": {"bench.grid"},
-    "ray": {"bench.engine"},
+    "ray": {"bench.ray_engine"},
     "safetensors": {"catseg.checkpoint"},
     "imagehash": {"catseg.duplicates"},
     "kornia": {"catseg.augment"},

@@ -20,6 +20,7 @@ from bench.trial import (
     Failed,
     Finished,
     Overlays,
+    Queued,
     Started,
     Trial,
     TrialResult,
@@ -367,6 +368,15 @@ def test_a_trial_knows_the_machines_that_its_epochs_were_trained_on(begin):
     for epoch, machine in ((0, "lost"), (0, "a"), (1, "a"), (2, "b")):
         claim.write_event(Started("cpu", "float32", {"machine_fingerprint": machine}, epoch))
     assert read_history(claim.folder).machines == {"a", "b"}
+
+
+def test_seconds_in_a_worker_are_those_from_a_start_not_those_of_waiting_for_one(begin, monkeypatch):
+    claim = begin()
+    events = [(0, STARTED), (10, Failed("killed", "its host was lost")), (70, Queued("no place")), (90, STARTED)]
+    for second, event in [*events, (95, EpochDone(1, {}, 1.0, 0.5))]:
+        monkeypatch.setattr(time, "time_ns", lambda second=second: (1 + second) * 10**9)
+        claim.write_event(event)
+    assert read_history(claim.folder).seconds == 10 + 5
 
 
 def test_an_epoch_that_a_resume_did_over_counts_once(begin):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.journal import list_folders, read_history, read_result
 from bench.run import StopRequest, execute
@@ -51,6 +52,7 @@ class InlineEngine:
     """Trains in this process: what fails is the driver's disk, and a worker writes nothing."""
 
     device_type = "cpu"
+    torch_version = torch.__version__
 
     def __init__(self, sets, device_name, jobs):
         self.sets, self.trial, self.events = sets, None, None

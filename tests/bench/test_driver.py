@@ -111,6 +111,7 @@ class ScriptedEngine:
     """Says what the test wrote down: failures that no machine has at will. One trial at a time."""
 
     device_type = "cpu"
+    torch_version = torch.__version__
     script = None  # trial -> what comes of each attempt
 
     def __init__(self, sets, device_name, jobs):

@@ -106,6 +106,14 @@ def test_what_other_code_torch_or_another_device_has_begun_is_not_gone_on_from(f
     assert [plan.count_epochs(trial) for trial in TRIALS] == [0, 0, 0, 1]
 
 
+def test_what_workers_elsewhere_have_begun_is_compared_with_theirs_not_with_what_is_here(folder, begin):
+    theirs = Started("cuda:0", "bfloat16", {"code": CODE, "torch": "2.99.0+cu999"})
+    for trial, started in zip(TRIALS, (theirs, STARTED), strict=False):
+        begin(trial, started, EpochDone(1, {}, 1.0, 1.0), Checkpoint(1, 0, 0, b""))
+    plan = make_plan(EXPERIMENT, DATA, folder, "cuda", torch_version="2.99.0+cu999")
+    assert [plan.count_epochs(trial) for trial in TRIALS[:2]] == [1, 0]
+
+
 def test_a_failure_is_to_be_tried_again_if_its_kind_is_named(folder, begin):
     failed = make_result(TRIALS[0], **FAILED)
     begin(TRIALS[0]).commit(failed)

@@ -34,3 +34,11 @@ def test_what_the_user_has_set_for_mlflow_stands(tracked_workplace, monkeypatch)
     _, environment = make_ui_command(5000)
     assert environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_flag_says_which_store_and_beats_the_environment(workplace, bench, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    told = bench("ui", "--tracking-uri", "http://another.example:5000")
+    assert (told.exit_code, "http://another.example:5000 is a server already" in told.stderr) == (2, True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    assert "http://tracking.example:5000 is a server already" in bench("ui").stderr

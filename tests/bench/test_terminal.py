@@ -11,6 +11,7 @@ from bench.trial import (
     Elsewhere,
     EpochDone,
     Failed,
+    Queued,
     Retried,
     Skipped,
     Started,
@@ -78,6 +79,7 @@ def test_what_is_tried_again_gone_on_with_left_out_waited_for_or_stopped_is_said
         (trial, Retried(Failed("killed", "from outside"), 1, 2)),
         (larger, Skipped(larger.name, trial.name)),
         (other, Elsewhere()),
+        (other, Queued("every place is taken")),
         (trial, Stopping()),
         (other, Stopping()),
         (trial, Stopped(1)),
@@ -88,10 +90,11 @@ def test_what_is_tried_again_gone_on_with_left_out_waited_for_or_stopped_is_said
         "killed: from outside; trying again (1 of 2)",
         "SKIPPED",
         "at work in another session, waited for",
+        "waits: every place is taken",
         "stopping after this step, with a checkpoint; once more to stop at once",
         "stopped after epoch 1 of 2, kept",
     ]
-    assert all("lr=0." in line for number, line in enumerate(lines) if number != 4)
+    assert all("lr=0." in line for number, line in enumerate(lines) if number != 5)
 
 
 def test_of_a_trial_that_goes_on_the_time_left_counts_what_is_left_of_it(monkeypatch):
