@@ -24,7 +24,7 @@ from bench.comparison import choose_experiment
 from bench.environment import describe_environment
 from bench.latency import PLAIN, Speed, format_speeds, is_noisy, make_plain, measure_speeds
 from bench.model_card import format_card
-from bench.registry import find_trial_key, register
+from bench.registry import find_trial, register
 from bench.scoring import WEIGHTS
 from bench.standing import read_standing
 from bench.trial import TrialResult
@@ -67,7 +67,13 @@ def export(
         raise InputError(f"{out}: is there already; name a new folder, or remove this one")
     if trial is not None and run_id is not None:
         raise InputError(f"--trial {trial} and --run {run_id}: two names of one trial; give one of them")
-    chosen = _choose(choose_experiment(name), trial if run_id is None else find_trial_key(run_id))
+    key, execution = (trial, None) if run_id is None else find_trial(run_id)
+    chosen = _choose(choose_experiment(name), key)
+    if execution not in (None, chosen.kept["execution"]):
+        raise InputError(
+            f"--run {run_id}: {chosen.folder} holds another training of the same trial, for this one was done anew or "
+            "elsewhere; export it where it ran, or that one with --trial"
+        )
     model, config, weights = _load(chosen)
     train_set, val_set = _load_photos(chosen, folders)
     files = _make_networks(model, weights, train_set, int8)

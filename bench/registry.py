@@ -36,12 +36,13 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def find_trial_key(run_id: str) -> str:
-    """The key of the trial whose run this is."""
+def find_trial(run_id: str) -> tuple[str, str]:
+    """The key of the trial whose run this is, and which execution of it: a trial that is done anew keeps its key."""
     if lacks_default_store():
         raise InputError(f"--run {run_id}: there is no {DEFAULT_STORE} here; check the working folder")
     try:
-        return str(connect().get_run(run_id).data.tags["trial_key"])
+        tags = connect().get_run(run_id).data.tags
+        return tags["trial_key"], tags["execution"]
     except Exception as error:  # as above
         raise InputError(f"--run {run_id}: no run of a trial ({_tell(error)}); check the id") from None
 

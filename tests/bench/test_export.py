@@ -99,6 +99,17 @@ def test_a_trial_is_exported_by_name_by_key_and_by_run(in_finished, list_runs, t
         assert not (out / "model.int8.onnx").exists()
 
 
+def test_a_run_whose_trial_was_done_anew_since_is_not_taken_for_the_new_one(finished_copy, list_runs, bench):
+    assert bench("sync").exit_code == 0
+    (run_id,) = [run.info.run_id for run in list_runs(finished_copy) if run.data.params["lr"] == "0.03"]
+    (path,) = finished_copy.glob("mlruns/journal/tiny/lr=0.03-*/settings.json")
+    path.write_text(json.dumps(read_json(path) | {"execution": "another"}))
+    result = bench("export", "--run", run_id, "--out", "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "another training of the same trial" in result.stderr
+    assert not Path("out").exists()
+
+
 def test_photos_that_were_held_out_are_held_out_again(tracked_workplace, write_grid, start_bench, bench):
     grid = write_grid(grid="loss: [bce_dice]", data="{train: photos, val_fraction: 0.4}")
     process = start_bench("run", "--grid", grid)
