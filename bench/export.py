@@ -7,7 +7,7 @@ Knows nothing of how files are scored or what a bundle may hold.
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,6 @@ def _load(chosen: Chosen) -> tuple[UNet, Config, bytes]:
     if chosen.result.files and hashlib.sha256(weights).hexdigest() != chosen.result.files[WEIGHTS]["sha256"]:
         raise InputError(f"{path}: not what the trial wrote; do it anew with `bench run --rerun`, or name another")
     settings = chosen.result.settings
-    libraries = ["torch", "onnx", "onnxruntime", "numpy", "pillow"] + ["openvino"] * is_installed("openvino")
-    versions = {"catseg": catseg.__version__} | {name: version(name) for name in libraries}
     config = Config(
         card.unet.init_features,
         card.classes,
@@ -133,9 +131,17 @@ def _load(chosen: Chosen) -> tuple[UNet, Config, bytes]:
         card.epoch,
         settings["batch_size"],
         settings["precision"],
-        versions,
+        _read_versions(),
     )
     return model, config, weights
+
+
+def _read_versions() -> dict[str, str]:
+    """Of the libraries that write the files, by what they say themselves: onnxruntime-gpu is onnxruntime, too."""
+    modules = {"pillow": "PIL"} | {name: name for name in ("catseg", "torch", "onnx", "onnxruntime", "numpy")}
+    if is_installed("openvino"):
+        modules["openvino"] = "openvino"
+    return {name: str(import_module(module).__version__) for name, module in sorted(modules.items())}
 
 
 def _load_photos(chosen: Chosen, folders: dict[str, str | None]) -> tuple[PhotoSet, PhotoSet]:

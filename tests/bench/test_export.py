@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bench import certificate
+from bench.export import _read_versions
 from bench.journal import list_folders, read_result
 from catseg.bundle import open_bundle
 from catseg.checkpoint import load_model
@@ -44,6 +46,19 @@ def test_the_best_trial_leaves_with_its_weights_and_says_what_it_is(finished, bu
     text = (bundle / "MODEL_CARD.md").read_text("utf-8")
     assert f"**{read_result(folder).metrics['val/miou']:.4f}**" in text
     assert "{" not in text
+
+
+def test_the_versions_are_the_libraries_own_whatever_package_they_came_in(monkeypatch):
+    """As where onnxruntime-gpu is installed, and no package is called onnxruntime."""
+
+    def find_nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    versions = _read_versions()  # some modules ask for their own when they are imported
+    monkeypatch.setattr(importlib.metadata, "distribution", find_nothing)
+    assert _read_versions() == versions
+    assert {"catseg", "torch", "onnx", "onnxruntime", "numpy", "pillow"} <= versions.keys()
+    assert versions["numpy"] == np.__version__
 
 
 def test_each_file_is_scored_anew_in_its_own_runtime(finished, bundle):
