@@ -99,6 +99,12 @@ def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor
     return Predictor(network, torch.float32, torch.device("cpu"))
 
 
+def check_device(name: str | None, device_name: str) -> None:
+    """InputError if a GPU was asked for and the runtime that was named is another's than torch's."""
+    if name is not None and RUNTIMES[name].library != "torch" and device_name.startswith("cuda"):
+        raise InputError(f"--device: {device_name} asked for, {name} runs on the CPU; use cpu, or --runtime torch")
+
+
 def require(*libraries: str, otherwise: str = "") -> None:
     """InputError if one of those that a machine may do without is not there."""
     for library in libraries:
