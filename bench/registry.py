@@ -64,7 +64,9 @@ def register(bundle: Path, experiment: str, execution: str, classes: tuple[str, 
         if is_best:
             client.set_registered_model_alias(experiment, CHAMPION, version)
     except Exception as error:  # as above
-        raise InputError(f"MLflow has not got it ({_tell(error)}); `bench sync`, then export it into a new folder") from None
+        raise InputError(
+            f"MLflow has not got it ({_tell(error)}); `bench sync`, then export it into a new folder"
+        ) from None
     return f"models:/{experiment}@{CHAMPION}" if is_best else f"models:/{experiment}/{version}"
 
 
