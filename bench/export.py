@@ -106,10 +106,9 @@ def _choose(folder: Path, trial: str | None) -> Chosen:
         if result is None or result.status != "finished":
             raise InputError(f"--trial {trial}: no finished trial of {folder}; give its folder's name or its key")
     else:
-        board = read_standing(folder).board
-        if not board.rows:
+        result = next(read_standing(folder).list_best(), None)
+        if result is None:
             raise InputError(f"{folder}: nothing has finished, so there is no best; `bench run` goes on")
-        result = board.rows[0].best_result
     kept = journal.read_settings(folders[result.key])
     if kept is None:
         raise InputError(f"{folders[result.key]}: its settings.json is not whole; name another --trial")
