@@ -39,7 +39,7 @@ from catseg.device import (
     release_memory,
     reset_peak_memory,
 )
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.inference import compute_logits, evaluate, evaluate_batches, make_predictor, place, pool, predict_fitted
 from catseg.metrics import Counts, choose_labels, compute_metrics
 from catseg.photo import count_valid_pixels, encode_png, paint_panel
@@ -85,7 +85,7 @@ def execute(
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        yield Failed("oom", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        yield Failed("oom", first_line(error))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
