@@ -1,6 +1,6 @@
 """MLflow's registry and the files of its runs: a bundle goes there to be served, a checkpoint comes from there.
 
-In:  the id of a run, a bundle's folder.   Out: a version of a registered model; a checkpoint's path; a trial's key.
+In:  the id of a run, a bundle's folder.   Out: a version of a registered model; a checkpoint's path; whose run it is.
 Knows nothing of how a bundle is made, nor of the mirror. (Beside bench.tracking the one room that imports mlflow.)
 """
 
