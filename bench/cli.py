@@ -37,7 +37,7 @@ Retry = Annotated[
 ]
 
 
-class Runtime(StrEnum):
+class Runtime(StrEnum):  # catseg.runtimes' names, without waiting for torch
     TORCH = "torch"
     TORCH_BFLOAT16 = "torch-bfloat16"
     ONNX = "onnx"
@@ -46,9 +46,7 @@ class Runtime(StrEnum):
     OPENVINO_BFLOAT16 = "openvino-bfloat16"
 
 
-RUNTIMES = "torch, torch-bfloat16, onnx, int8, openvino or openvino-bfloat16"
-
-
+RUNTIMES = ", ".join(Runtime)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0")]
 TrackingUri = Annotated[
     str | None,

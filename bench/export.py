@@ -7,7 +7,7 @@ Knows nothing of how files are scored or what a bundle may hold.
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bench.comparison import choose_experiment
 from bench.environment import describe_environment
 from bench.latency import PLAIN, Speed, format_speeds, is_noisy, make_plain, measure_speeds
 from bench.model_card import format_card
-from bench.registry import find_trial_key, register
+from bench.registry import find_trial, register
 from bench.scoring import WEIGHTS
 from bench.standing import read_standing
 from bench.trial import TrialResult
@@ -67,7 +67,13 @@ def export(
         raise InputError(f"{out}: is there already; name a new folder, or remove this one")
     if trial is not None and run_id is not None:
         raise InputError(f"--trial {trial} and --run {run_id}: two names of one trial; give one of them")
-    chosen = _choose(choose_experiment(name), trial if run_id is None else find_trial_key(run_id))
+    key, execution = (trial, None) if run_id is None else find_trial(run_id)
+    chosen = _choose(choose_experiment(name), key)
+    if execution not in (None, chosen.kept["execution"]):
+        raise InputError(
+            f"--run {run_id}: {chosen.folder} holds another training of the same trial, for this one was done anew or "
+            "elsewhere; export it where it ran, or that one with --trial"
+        )
     model, config, weights = _load(chosen)
     train_set, val_set = _load_photos(chosen, folders)
     files = _make_networks(model, weights, train_set, int8)
@@ -100,10 +106,9 @@ def _choose(folder: Path, trial: str | None) -> Chosen:
         if result is None or result.status != "finished":
             raise InputError(f"--trial {trial}: no finished trial of {folder}; give its folder's name or its key")
     else:
-        board = read_standing(folder).board
-        if not board.rows:
+        result = next(read_standing(folder).list_best(), None)
+        if result is None:
             raise InputError(f"{folder}: nothing has finished, so there is no best; `bench run` goes on")
-        result = board.rows[0].best_result
     kept = journal.read_settings(folders[result.key])
     if kept is None:
         raise InputError(f"{folders[result.key]}: its settings.json is not whole; name another --trial")
@@ -118,8 +123,6 @@ def _load(chosen: Chosen) -> tuple[UNet, Config, bytes]:
     if chosen.result.files and hashlib.sha256(weights).hexdigest() != chosen.result.files[WEIGHTS]["sha256"]:
         raise InputError(f"{path}: not what the trial wrote; do it anew with `bench run --rerun`, or name another")
     settings = chosen.result.settings
-    libraries = ["torch", "onnx", "onnxruntime", "numpy", "pillow"] + ["openvino"] * is_installed("openvino")
-    versions = {"catseg": catseg.__version__} | {name: version(name) for name in libraries}
     config = Config(
         card.unet.init_features,
         card.classes,
@@ -127,9 +130,17 @@ def _load(chosen: Chosen) -> tuple[UNet, Config, bytes]:
         card.epoch,
         settings["batch_size"],
         settings["precision"],
-        versions,
+        _read_versions(),
     )
     return model, config, weights
+
+
+def _read_versions() -> dict[str, str]:
+    """Of the libraries that write the files, by what they say themselves: onnxruntime-gpu is onnxruntime, too."""
+    modules = {"pillow": "PIL"} | {name: name for name in ("catseg", "torch", "onnx", "onnxruntime", "numpy")}
+    if is_installed("openvino"):
+        modules["openvino"] = "openvino"
+    return {name: str(import_module(module).__version__) for name, module in sorted(modules.items())}
 
 
 def _load_photos(chosen: Chosen, folders: dict[str, str | None]) -> tuple[PhotoSet, PhotoSet]:

@@ -20,7 +20,7 @@ from PIL import Image
 from bench.compare import Leaderboard, Row
 from bench.curves import Curves, compute_iou, load_counts
 from bench.journal import list_folders, read_settings
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.folder import Pair, list_pairs
 from catseg.photo import VOID, UInt8, fit_photo, fit_size
 
@@ -73,7 +73,7 @@ def make_gallery(experiment_folder: Path, board: Leaderboard, curves: Curves) ->
         if _deviates(seen, shown, num_classes):
             raise InputError("not the photos that the settings were validated on, though their names are the same")
     except (InputError, OSError) as error:
-        return Gallery((), (), (), (), str(error).splitlines()[0])
+        return Gallery((), (), (), (), first_line(error))
     place = {name: index for index, name in enumerate(names)}
     same_places, worst_places = (tuple(place[curves.photos[index]] for index in some) for some in (same, worst))
     return Gallery(tuple(shown), same_places, worst_places, seen)

@@ -27,7 +27,7 @@ from bench.store import find_store_uri
 from bench.terminal import format_plan, format_seconds, make_console, warn_of_leaks
 from bench.trial import Experiment, Trial
 from catseg.dataset import Data, load_data
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 
 
 def show_plan(grid: Path, folders: Mapping[str, str | None], only: str | None, device_name: str) -> None:
@@ -111,7 +111,7 @@ def sync() -> None:
                     num_sent += was_missing
                     line.update(f"{folder.name}: {number} of {num_trials}")
         except Exception as error:  # whatever a store, a server or a disk may raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             problems.append(f"{find_store_uri()}: {folder.name} could not be sent ({reason}); try again later")
         else:
             console.print(f"{folder.name}: {num_trials} trials, {num_sent} brought up to date", markup=False)

@@ -19,6 +19,7 @@ from catseg.device import choose_device
 from catseg.errors import InputError, make_printable
 from catseg.inference import Predictor
 from catseg.predict import LABELME_FOLDER, estimate_files, list_photos, name_labels, write_predictions
+from catseg.runtimes import check_device
 from catseg.unet import UNet
 
 
@@ -28,6 +29,7 @@ def predict_files(
     """Masks and overlays of photos, of all or of those that the model is least sure of."""
     console = Console(soft_wrap=True, highlight=False)
     device = choose_device(device_name)
+    check_device(runtime, device_name)
     network, card = _load(model, runtime, device)
     photos = list_photos(paths)
     problems: list[str] = []
@@ -62,7 +64,7 @@ def _load(model: str, runtime: str | None, device: torch.device) -> tuple[UNet |
         bundle = open_bundle(path)
         if runtime is None and device.type == "cuda":
             return load_network(bundle), bundle.config.card
-        return load_predictor(bundle, runtime or "onnx", 1), bundle.config.card  # a photo per thread, one for each
+        return load_predictor(bundle, runtime or "onnx", 1, device), bundle.config.card  # a photo per thread
     if runtime not in (None, "torch"):
         raise InputError(f"--runtime {runtime}: {model} is no bundle, only torch runs it; `bench export` makes one")
     is_file = path.exists() or "/" in model or model.endswith(".safetensors")

@@ -1,6 +1,6 @@
 """MLflow's registry and the files of its runs: a bundle goes there to be served, a checkpoint comes from there.
 
-In:  the id of a run, a bundle's folder.   Out: a version of a registered model; a checkpoint's path; a trial's key.
+In:  the id of a run, a bundle's folder.   Out: a version of a registered model; a checkpoint's path; whose run it is.
 Knows nothing of how a bundle is made, nor of the mirror. (Beside bench.tracking the one room that imports mlflow.)
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.store import DEFAULT_STORE, lacks_default_store
 from bench.tracking import connect
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 
 CHAMPION = "champion"  # the alias of the best that was exported: models:/NAME@champion
 BUNDLE = "bundle"  # where a run keeps its bundles, and the tag that says which one a version is of
@@ -31,19 +31,20 @@ def fetch_checkpoint(run_id: str) -> Iterator[Path]:
         try:
             path = connect().download_artifacts(run_id, "checkpoints/best.safetensors", folder)
         except Exception as error:  # whatever a store, a server or a disk may raise
-            reason = _tell(error)
+            reason = first_line(error)
             raise InputError(f"{run_id}: neither a file nor a run with a checkpoint ({reason}); check the id") from None
         yield Path(path)
 
 
-def find_trial_key(run_id: str) -> str:
-    """The key of the trial whose run this is."""
+def find_trial(run_id: str) -> tuple[str, str]:
+    """The key of the trial whose run this is, and which execution of it: a trial that is done anew keeps its key."""
     if lacks_default_store():
         raise InputError(f"--run {run_id}: there is no {DEFAULT_STORE} here; check the working folder")
     try:
-        return str(connect().get_run(run_id).data.tags["trial_key"])
+        tags = connect().get_run(run_id).data.tags
+        return tags["trial_key"], tags["execution"]
     except Exception as error:  # as above
-        raise InputError(f"--run {run_id}: no run of a trial ({_tell(error)}); check the id") from None
+        raise InputError(f"--run {run_id}: no run of a trial ({first_line(error)}); check the id") from None
 
 
 def register(bundle: Path, experiment: str, execution: str, classes: tuple[str, ...], is_best: bool) -> str:
@@ -63,7 +64,9 @@ def register(bundle: Path, experiment: str, execution: str, classes: tuple[str, 
         if is_best:
             client.set_registered_model_alias(experiment, CHAMPION, version)
     except Exception as error:  # as above
-        raise InputError(f"MLflow has not got it ({_tell(error)}); `bench sync`, then export it anew") from None
+        raise InputError(
+            f"MLflow has not got it ({first_line(error)}); `bench sync`, then export it into a new folder"
+        ) from None
     return f"models:/{experiment}@{CHAMPION}" if is_best else f"models:/{experiment}/{version}"
 
 
@@ -124,7 +127,3 @@ def _save_model(folder: Path, file: Path, num_classes: int, run_id: str, model_i
         onnx_execution_providers=["CPUExecutionProvider"],
         save_as_external_data=False,
     )
-
-
-def _tell(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

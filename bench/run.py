@@ -6,7 +6,7 @@ Knows nothing of where it runs, or who keeps and shows what it yields.
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from catseg.device import (
     release_memory,
     reset_peak_memory,
 )
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.inference import compute_logits, evaluate, evaluate_batches, make_predictor, place, pool, predict_fitted
 from catseg.metrics import Counts, choose_labels, compute_metrics
 from catseg.photo import count_valid_pixels, encode_png, paint_panel
@@ -85,7 +85,7 @@ def execute(
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        yield Failed("oom", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        yield Failed("oom", first_line(error))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -156,11 +156,10 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
     card = ModelCard(trial.unet, task.classes, trial.train.image_size, best.epoch.number)
     yield Weights("best", best.epoch.number, dump_model(model, card))
     yield Overlays("best", best.epoch.number, _draw_panels(model, val_set, trial.train, training.device))
+    miou_flip = yield from _score_flipped(model, val_set, trial.train, training.device)
     yield Finished(
         best.epoch.number,
-        _name_metrics(best.epoch)
-        | {"val/miou_flip": _score_flipped(model, val_set, trial.train, training.device)}
-        | costs,
+        _name_metrics(best.epoch) | {"val/miou_flip": miou_flip} | costs,
         val_set.names,
         tuple(tuple(tuple(row) for row in photo) for photo in best.epoch.val_counts_NK3.tolist()),
         tuple(count_valid_pixels(val_set.native_masks).tolist()),
@@ -181,10 +180,15 @@ def _measure_inference(model: UNet, val_set: PhotoSet, config: TrainConfig, devi
     return statistics.median(speeds[1:])
 
 
-def _score_flipped(model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device) -> float:
-    """mIoU with the logits of photos and of photos mirrored averaged."""
+def _score_flipped(
+    model: UNet, val_set: PhotoSet, config: TrainConfig, device: torch.device
+) -> Generator[StepDone, None, float]:
+    """mIoU with the logits of photos and of photos mirrored averaged; a sign of life after each batch."""
     predictor = make_predictor(model, config.precision, device)
-    scores = list(evaluate_batches(predictor, place(val_set, device), config.batch_size, flip=True))
+    scores = []
+    for score in evaluate_batches(predictor, place(val_set, device), config.batch_size, flip=True):
+        scores.append(score)
+        yield StepDone()
     return compute_metrics(pool(config.loss, scores)[1])["miou"]
 
 

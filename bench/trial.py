@@ -79,8 +79,9 @@ class Trial:
     def needs_more_than(self, other: "Trial") -> bool:
         """Whether it takes strictly more memory: wider, larger or in larger batches, and alike in all else."""
         mine, others = self.settings, other.settings
-        names = ("loss", "optimizer", "precision", "augment", "compile", "ema", "deep_supervision")
-        alike = all(mine[name] == others[name] for name in names)
+        names = ("loss", "optimizer", "precision", "augment", "compile", "deep_supervision")
+        copies = [(each["momentum"] > 0, each["ema"] is not None) for each in (mine, others)]  # of the weights
+        alike = all(mine[name] == others[name] for name in names) and copies[0] == copies[1]
         sizes = [(mine[name], others[name]) for name in ("init_features", "image_size", "batch_size")]
         return alike and all(a >= b for a, b in sizes) and any(a > b for a, b in sizes)
 

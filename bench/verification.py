@@ -16,7 +16,7 @@ from catseg.errors import InputError
 from catseg.golden import Replay, replay_golden
 from catseg.inference import Predictor, evaluate, make_predictor
 from catseg.metrics import compute_metrics
-from catseg.runtimes import RUNTIMES, list_runtimes, require
+from catseg.runtimes import RUNTIMES, check_device, list_runtimes, require
 
 # How far a replay may be from what was shipped: masks in ppm of their pixels, probabilities in the mean. Float32
 # differs by rounding, probabilities by half a step of 8 bits; integers and bfloat16 by what was certified.
@@ -37,7 +37,7 @@ def verify(folder: Path) -> None:
             check_onnx((folder / name).read_bytes(), str(folder / name), len(bundle.config.classes))
     num_threads = torch.get_num_threads()
     for name in list_runtimes(bundle.has_int8):
-        replay = _replay(bundle, name, load_predictor(bundle, name, num_threads))
+        replay = _replay(bundle, name, load_predictor(bundle, name, num_threads, torch.device("cpu")))
         console.print(f"  {name:<18} does what it did: masks differ by {replay.disagreement_ppm:.0f} ppm", markup=False)
 
 
@@ -59,10 +59,11 @@ def evaluate_bundle(folder: Path, source: str, runtime: str | None, device_name:
     bundle = open_bundle(folder)
     config = bundle.config
     device = choose_device(device_name)
+    check_device(runtime, device_name)
     if runtime is None:
         network = make_predictor(load_network(bundle), config.precision, device)
     else:
-        network = load_predictor(bundle, runtime, torch.get_num_threads())
+        network = load_predictor(bundle, runtime, torch.get_num_threads(), device)
     photos, fingerprint = load_test_set(source, config.classes, config.image_size)
     _, counts_NK3 = evaluate(network, photos, "dice", config.batch_size, config.precision, device)
     console.print(

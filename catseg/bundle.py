@@ -200,11 +200,11 @@ def load_network(bundle: Bundle) -> UNet:
     return model
 
 
-def load_predictor(bundle: Bundle, runtime: str, num_threads: int) -> Predictor:
-    """The bundle's file for one of RUNTIMES, ready for inference on the CPU."""
+def load_predictor(bundle: Bundle, runtime: str, num_threads: int, device: torch.device) -> Predictor:
+    """The bundle's file for one of RUNTIMES, ready for inference: torch's on `device`, the others' on the CPU."""
     name = RUNTIMES[runtime].file
     if RUNTIMES[runtime].library == "torch":
-        return make_predictor(load_network(bundle), RUNTIMES[runtime].precision, torch.device("cpu"))
+        return make_predictor(load_network(bundle), RUNTIMES[runtime].precision, device)
     if name not in bundle.files:
         raise InputError(f"{bundle.folder}: has no {name}; use another --runtime")
     return open_file((bundle.folder / name).read_bytes(), str(bundle.folder / name), runtime, num_threads)

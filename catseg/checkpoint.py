@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.optimizer import list_views, name_averages
 from catseg.settings import STRIDE, UNetConfig
 from catseg.train import Best, Epoch, Training
@@ -74,7 +74,7 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
             raise ValueError("a weight is not finite")
         model.load_state_dict(tensors, strict=True, assign=True)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{path}: not a checkpoint of catseg ({reason}); use a best.safetensors of `bench run`"
         ) from None
@@ -133,7 +133,7 @@ def load_training(data: bytes, training: Training) -> None:
         _check_tensors(training, facts, tensors)
         _restore(training, facts, tensors)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"not a checkpoint of this training ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"not a checkpoint of this training ({first_line(error)})") from None
 
 
 def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -20,6 +20,11 @@ class InputError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def make_printable(line: str) -> str:
     """A line that stays one and moves no cursor, whatever a file's name holds."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

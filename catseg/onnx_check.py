@@ -9,7 +9,7 @@ import math
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.onnx_file import OPSET, PROBABILITY
 from catseg.runtimes import LOGITS, PHOTO
 
@@ -27,7 +27,7 @@ def check_onnx(data: bytes, where: str, num_classes: int) -> None:
         if problem is None:
             onnx.checker.check_model(model)
     except Exception as error:  # protobuf's and the checker's own
-        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        problem = first_line(error)
     if problem is not None:
         raise InputError(f"{where}: not an ONNX file of catseg ({problem}); export the model again")
 

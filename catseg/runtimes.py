@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from catseg.device import choose_precision
-from catseg.errors import InputError
+from catseg.errors import InputError, first_line
 from catseg.inference import Predictor
 from catseg.photo import UInt8
 
@@ -94,9 +94,15 @@ def open_file(data: bytes, where: str, name: str, num_threads: int) -> Predictor
         else:
             network = _Compiled(data, runtime.precision, num_threads)
     except Exception as error:  # whatever a library raises on a file that is none
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{where}: {runtime.library} cannot open it ({reason}); export the model again") from None
     return Predictor(network, torch.float32, torch.device("cpu"))
+
+
+def check_device(name: str | None, device_name: str) -> None:
+    """InputError if a GPU was asked for and the runtime that was named is another's than torch's."""
+    if name is not None and RUNTIMES[name].library != "torch" and device_name.startswith("cuda"):
+        raise InputError(f"--device: {device_name} asked for, {name} runs on the CPU; use cpu, or --runtime torch")
 
 
 def require(*libraries: str, otherwise: str = "") -> None:

@@ -70,11 +70,15 @@ def main() -> None:
     config = json.loads((HERE / "config.json").read_text("utf-8"))
     session = onnxruntime.InferenceSession(HERE / options.model, providers=["CPUExecutionProvider"])
     folders = [sorted(path.iterdir()) if path.is_dir() else [path] for path in options.photos]
+    photos = [path for folder in folders for path in folder if path.suffix.lower() in SUFFIXES]
+    outputs = [options.out / f"{path.stem}{end}.png" for path in photos for end in ("", "_overlay")]
+    taken = {path.resolve() for path in photos}
+    for output in outputs:
+        if output.resolve() in taken:
+            raise SystemExit(f"{output}: would overwrite a photo or come twice; use another --out or fewer photos")
+        taken.add(output.resolve())
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in [path for folder in folders for path in folder if path.suffix.lower() in SUFFIXES]:
-        mask_path, overlay_path = (options.out / f"{path.stem}{end}.png" for end in ("", "_overlay"))
-        if path.resolve() in (mask_path.resolve(), overlay_path.resolve()):
-            raise SystemExit(f"{path}: would be overwritten; name another folder with --out")
+    for path, mask_path, overlay_path in zip(photos, outputs[::2], outputs[1::2], strict=True):
         photo = read_photo(path)
         mask = Image.fromarray(predict(session, photo, config["image_size"]))
         mask.putpalette(make_palette())

@@ -159,7 +159,7 @@ ALLOWED = {
     "bench.label": {"catseg.errors", "catseg.folder", "catseg.labelme", "catseg.photo"},
     "bench.speed": {"catseg.errors"},
     "bench.prediction": {"rich", "torch", "bench.registry", "catseg.bundle", "catseg.checkpoint", "catseg.device"}
-    | {"catseg.errors", "catseg.inference", "catseg.predict", "catseg.unet"},
+    | {"catseg.errors", "catseg.inference", "catseg.predict", "catseg.runtimes", "catseg.unet"},
     "bench.certificate": {"numpy", "torch", "catseg.dataset", "catseg.inference", "catseg.metrics", "catseg.runtimes"},
     "bench.model_card": {"catseg.bundle"},
     "bench.latency": {"numpy", "torch", "catseg.inference", "catseg.photo", "catseg.unet"},

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from bench.engine import LocalEngine, _choose_place
-from bench.run import Task, compute_seconds_to
-from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, Stopped, Trial, Weights
+from bench.run import StopRequest, Task, compute_seconds_to, execute
+from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, StepDone, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
 from catseg.settings import TrainConfig, UNetConfig
 
@@ -97,6 +97,13 @@ def test_the_best_epoch_is_the_first_with_the_highest_miou(events):
 def test_the_best_model_is_scored_once_more_with_mirrored_photos(events):
     assert 0 <= events[-1].metrics["val/miou_flip"] <= 1
     assert all("val/miou_flip" not in event.metrics for event in events if isinstance(event, EpochDone))
+
+
+def test_scoring_with_mirrored_photos_gives_a_sign_of_life_after_each_batch(sets):
+    trial = dataclasses.replace(make_trial(), train=TrainConfig(image_size=32, batch_size=1, epochs=1))
+    events = list(execute(Task(trial, CLASSES), *sets, "cpu", StopRequest()))
+    after_best = events[[isinstance(e, Overlays) and e.which == "best" for e in events].index(True) + 1 :]
+    assert [type(event) for event in after_best] == [StepDone] * len(sets[1].names) + [Finished]
 
 
 def test_epochs_that_are_not_validated_say_so_by_leaving_it_out(sets):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bench import certificate
+from bench.export import _read_versions
 from bench.journal import list_folders, read_result
 from catseg.bundle import open_bundle
 from catseg.checkpoint import load_model
@@ -44,6 +46,19 @@ def test_the_best_trial_leaves_with_its_weights_and_says_what_it_is(finished, bu
     text = (bundle / "MODEL_CARD.md").read_text("utf-8")
     assert f"**{read_result(folder).metrics['val/miou']:.4f}**" in text
     assert "{" not in text
+
+
+def test_the_versions_are_the_libraries_own_whatever_package_they_came_in(monkeypatch):
+    """As where onnxruntime-gpu is installed, and no package is called onnxruntime."""
+
+    def find_nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    versions = _read_versions()  # some modules ask for their own when they are imported
+    monkeypatch.setattr(importlib.metadata, "distribution", find_nothing)
+    assert _read_versions() == versions
+    assert {"catseg", "torch", "onnx", "onnxruntime", "numpy", "pillow"} <= versions.keys()
+    assert versions["numpy"] == np.__version__
 
 
 def test_each_file_is_scored_anew_in_its_own_runtime(finished, bundle):
@@ -97,6 +112,17 @@ def test_a_trial_is_exported_by_name_by_key_and_by_run(in_finished, list_runs, t
         assert bench("export", *words, "--out", out).exit_code == 0
         assert (out / "model.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
         assert not (out / "model.int8.onnx").exists()
+
+
+def test_a_run_whose_trial_was_done_anew_since_is_not_taken_for_the_new_one(finished_copy, list_runs, bench):
+    assert bench("sync").exit_code == 0
+    (run_id,) = [run.info.run_id for run in list_runs(finished_copy) if run.data.params["lr"] == "0.03"]
+    (path,) = finished_copy.glob("mlruns/journal/tiny/lr=0.03-*/settings.json")
+    path.write_text(json.dumps(read_json(path) | {"execution": "another"}))
+    result = bench("export", "--run", run_id, "--out", "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "another training of the same trial" in result.stderr
+    assert not Path("out").exists()
 
 
 def test_photos_that_were_held_out_are_held_out_again(tracked_workplace, write_grid, start_bench, bench):

@@ -80,7 +80,7 @@ def test_what_is_not_the_best_does_not_become_the_champion(finished_copy, client
 
 
 def test_a_store_without_the_run_or_none_that_answers_is_told_in_one_line(finished_copy, bundle, monkeypatch):
-    with pytest.raises(InputError, match=r"has no run of this trial.*bench sync"):
+    with pytest.raises(InputError, match=r"has no run of this trial.*bench sync.*into a new folder"):
         register(bundle, "tiny", "unknown", ("cat",), is_best=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -98,6 +98,7 @@ def test_every_setting_has_one_name_and_stands_in_the_settings():
         ({"init_features": 16, "precision": "float32"}, False),
         ({"init_features": 16, "augment": "light"}, False),
         ({"init_features": 16, "ema": 0.99}, False),
+        ({"init_features": 16, "momentum": 0.9}, False),
         ({"init_features": 16, "deep_supervision": True}, False),
         ({"init_features": 16, "lr": 0.02, "seed": 1}, True),
     ],
@@ -107,6 +108,12 @@ def test_a_trial_needs_more_memory_than_another_if_nothing_of_it_is_smaller(chan
     for setting, value in changes.items():
         other = change(other, setting, value)
     assert other.needs_more_than(TRIAL) == needs_more
+
+
+def test_how_long_an_average_or_momentum_remembers_takes_no_memory():
+    smaller = change(change(TRIAL, "ema", 0.9), "momentum", 0.5)
+    larger = change(change(change(TRIAL, "ema", 0.99), "momentum", 0.9), "init_features", 16)
+    assert larger.needs_more_than(smaller)
 
 
 def test_a_trial_crosses_a_process_border_unchanged():

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from catseg.bundle import format_sums
+from catseg.bundle import format_sums, load_predictor, open_bundle
 from catseg.checkpoint import ModelCard, dump_model
 from catseg.runtimes import list_runtimes
 from catseg.settings import UNetConfig
@@ -263,6 +264,25 @@ def test_predict_takes_a_bundle_and_each_of_its_runtimes(bundle, finished, bench
     assert all((mask != masks["onnx"]).mean() < 0.02 for mask in masks.values())
     assert bench("predict", bundle, photo, "--out", tmp_path / "default", "--worst", 1).exit_code == 0
     assert (tmp_path / "default/cat1.png").read_bytes() == (tmp_path / "onnx/cat1.png").read_bytes()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch-bfloat16"])
+def test_torchs_file_is_opened_on_the_device_that_was_asked_for(bundle, runtime):
+    predictor = load_predictor(open_bundle(bundle), runtime, 1, torch.device("meta"))
+    assert {value.device.type for value in predictor.network.parameters()} == {"meta"}
+    assert predictor.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_gpu_for_a_runtime_that_has_none_is_refused_in_one_line(
+    bundle, finished, bench, monkeypatch, tmp_path, command
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    words = {"predict": [finished / "val", "--out", tmp_path / "out"], "evaluate": ["--data", finished / "val"]}
+    result = bench(command, bundle, *words[command], "--runtime", "onnx", "--device", "cuda")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "onnx runs on the CPU" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_refuses_a_spoilt_bundle_and_a_runtime_that_a_checkpoint_lacks(copy, finished, bench, tmp_path):

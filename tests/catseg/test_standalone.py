@@ -1,11 +1,15 @@
 """The script that goes along with a model does what our own rooms do, to the pixel."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import catseg.standalone
 from catseg.checkpoint import ModelCard
 from catseg.inference import Predictor
 from catseg.photo import PALETTE, fit_photo, read_photo
@@ -75,3 +79,33 @@ def test_fitting_classes_and_restoring_are_ours(height, width):
     assert labels_HW.dtype == np.uint8
     assert (labels_HW != expected).mean() <= 50e-6
     assert height * width < 100 or len(np.unique(expected)) == 3
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.jpg", "a.webp"), ("a.jpg", "a_overlay.jpg"), ("a.png",)])
+def test_nothing_is_written_over_a_photo_or_over_another_photos_mask(tmp_path, monkeypatch, names):
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": 64, "classes": ["a", "b"]}))
+    monkeypatch.setattr(catseg.standalone, "HERE", tmp_path)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: Session())
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in names:
+        Image.fromarray(RNG.integers(0, 256, (8, 9, 3), np.uint8)).save(photos / name)
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(photos), "--out", str(photos)])
+    with pytest.raises(SystemExit, match="would overwrite"):
+        catseg.standalone.main()
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+
+
+def test_a_mask_and_an_overlay_of_each_photo_are_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": 64, "classes": ["a", "b"]}))
+    monkeypatch.setattr(catseg.standalone, "HERE", tmp_path)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: Session())
+    for name in ("one.jpg", "two.png"):
+        Image.new("RGB", (9, 8), "red").save(tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path), "--out", str(tmp_path / "out")])
+    catseg.standalone.main()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one.png", "one_overlay.png", "two.png", "two_overlay.png"
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count(" of it -> ") == 2
