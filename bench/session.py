@@ -68,6 +68,7 @@ class _Outcome:
     skipped: dict[Trial, Skipped]
     jobs: int  # that shared the cores
     is_new: bool  # there was something to do
+    is_cut_short: bool = False  # by the first failure
     exit_code: int | None = None
     problem: str = ""  # why the journal could not be written
     train_seconds: float = 0.0
@@ -194,7 +195,7 @@ def _run(
                     view.show(trial, event)
                     _note(outcome, trial, event)
                     if rules.fail_fast and isinstance(event, TrialResult) and event.status == "failed":
-                        stop.asked = True
+                        stop.asked = outcome.is_cut_short = True
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error
             outcome.problem = (
@@ -222,7 +223,8 @@ def _search(
     """
     everything = add_rung(experiment)
     rung = _run(console, everything, data, plan, folder, mirror, rules, jobs, ray)
-    if rung.exit_code is not None or rung.problem or not rung.has_all(make_rung(experiment)):
+    is_whole = rung.has_all(make_rung(experiment)) and not rung.is_cut_short
+    if rung.exit_code is not None or rung.problem or not is_whole:
         return rung, experiment.trials
     kept = choose_kept(experiment, rung.results)
     console.print(format_choice(experiment, rung.results), markup=False, soft_wrap=True)
@@ -280,7 +282,7 @@ def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: Map
 def _show_search(console: Console, experiment: Experiment, outcome: _Outcome, board: Leaderboard, folder: Path) -> None:
     """What the search cost beside the full grid, once it is decided; where all of that was trained, what it lost."""
     folders, rung = journal.list_folders(folder), make_rung(experiment)
-    if not outcome.has_all(rung):
+    if outcome.is_cut_short or not outcome.has_all(rung):
         return
     ended = [trial for trial in rung if trial in outcome.results]
     histories = {trial: journal.read_history(folders[outcome.results[trial].key]) for trial in ended}

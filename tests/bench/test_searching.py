@@ -227,10 +227,14 @@ def test_where_every_short_training_fails_nothing_is_trained_in_full(tracked_wor
     assert {name[2] for name in read_all(tracked_workplace)} == {FIRST}
 
 
-def test_a_first_failure_stops_a_search_before_it_chooses_if_it_is_asked_to(tracked_workplace, bench):
-    Path("grid.yaml").write_text(GRID.replace("val: val", "val: null"))
+@pytest.mark.parametrize("rates", ["1.0e+30, 0.03, 0.01", "0.03, 0.01, 1.0e+30"])  # the last one may fail, too
+def test_a_first_failure_stops_a_search_before_it_chooses_if_it_is_asked_to(tracked_workplace, bench, rates):
+    grid = GRID.replace("1.0e+30, 0.03, 0.01, 0.001, 0.00001", rates)
+    Path("grid.yaml").write_text(grid.replace("val: val", "val: null"))
     answer = bench(*RUN, "--fail-fast")
     assert answer.exit_code == 1
     assert "Kept:" not in answer.stdout
     assert "of its cost" not in answer.stdout
-    assert json.loads(next(Path("mlruns/journal/tiny").glob("*/result.json")).read_text())["status"] == "failed"
+    results = [json.loads(path.read_text()) for path in Path("mlruns/journal/tiny").glob("*/result.json")]
+    assert [result["is_rung"] for result in results if result["status"] == "failed"] == [True]
+    assert all(result["is_rung"] for result in results)
