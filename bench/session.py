@@ -35,7 +35,7 @@ from bench.search import (
     format_search,
     make_rung,
 )
-from bench.standing import read_standing
+from bench.standing import list_begun, read_standing
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
 from bench.table import print_leaderboard
@@ -130,7 +130,8 @@ def _run_experiment(console: Console, experiment: Experiment, data: Data, rules:
             outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs, ray)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in everything.trials if trial in outcome.results]
-            board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
+            begun = list_begun(journal.list_folders(folder).values(), data.fingerprint) if experiment.search else []
+            board = make_leaderboard(ordered, journal.gather_counts(folder, ordered), begun)
             _show_outcome(console, data, board, outcome.skipped)
             if experiment.search is not None:
                 _show_search(console, experiment, outcome, board, folder)

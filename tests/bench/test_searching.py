@@ -168,6 +168,18 @@ def test_a_setting_whose_training_in_full_is_under_way_does_not_count_as_stopped
     assert {each.settings["lr"] for each in board.stopped} == {0.03, 0.01, 0.001, 0.00001} - find_best(searched_copy)
 
 
+def test_a_run_calls_nothing_stopped_that_was_begun_in_full_and_left(searched_copy, bench):
+    """As a `--regret` leaves it that was interrupted."""
+    there = read_all(searched_copy)
+    left = min({0.03, 0.01, 0.001, 0.00001} - find_best(searched_copy))
+    kept, _, folder = there[min(find_best(searched_copy)), 0, EPOCHS]
+    begun = folder.with_name("left-0123456789")
+    begun.mkdir()
+    settings = kept["settings"] | {"lr": left}
+    (begun / "settings.json").write_text(json.dumps(kept | {"key": "0123456789", "settings": settings}))
+    assert bench(*RUN).stdout.count("not ranked: lr=") == 1
+
+
 def test_mlflow_has_the_rungs_as_runs_told_apart_and_out_of_its_rankings(searched, list_runs):
     runs = list_runs(searched["folder"])
     rungs = [run for run in runs if "rung" in run.data.tags]
