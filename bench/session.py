@@ -234,7 +234,7 @@ def _search(
     whole = _make_plan(kept_first, data, folder, rules, ray)
     full = whole.restrict(wanted)
     console.print(format_plan(replace(experiment, trials=wanted), data, full), markup=False)
-    if ray is None and rules.jobs is None and not plan.pending:
+    if ray is None and rules.jobs is None and (not plan.pending or len(full.pending) < jobs):
         with listen() as stop:
             jobs = _choose_jobs(console, full, data, rules.device, stop)
         if stop.exit_code is not None:

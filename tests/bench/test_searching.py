@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.jobs import Choice
 from bench.journal import list_folders, read_result, read_settings
 from tests.bench.conftest import BENCH
 
@@ -237,6 +238,22 @@ def test_where_every_short_training_fails_nothing_is_trained_in_full(tracked_wor
     assert answer.exit_code == 1
     assert "Kept: no setting, for every short training failed" in answer.stdout
     assert {name[2] for name in read_all(tracked_workplace)} == {FIRST}
+
+
+def test_jobs_auto_is_chosen_anew_for_fewer_trials_than_shared_the_cores_in_the_rung(
+    tracked_workplace, bench, monkeypatch
+):
+    asked = []
+
+    def choose(plan, *_):
+        asked.append(len(plan.pending))
+        return Choice(len(plan.pending), "as many as there are")
+
+    monkeypatch.setattr("bench.session.choose_jobs", choose)
+    grid = GRID.replace("1.0e+30, 0.03, 0.01, 0.001, 0.00001", "0.03, 0.01").replace("keep: 2", "keep: 1")
+    Path("grid.yaml").write_text(grid.replace("val: val", "val: null").replace("seeds: [0, 1]", "seeds: [0]"))
+    assert bench(*RUN, "--jobs", "auto").exit_code == 0
+    assert asked == [2, 1]
 
 
 @pytest.mark.parametrize("rates", ["1.0e+30, 0.03, 0.01", "0.03, 0.01, 1.0e+30"])  # the last one may fail, too
