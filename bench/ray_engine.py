@@ -22,7 +22,7 @@ from bench.engine import SILENCE_SECONDS, SILENT_STEPS, PhotoSets
 from bench.environment import CODE_HASH
 from bench.processes import MALLOC
 from bench.run import StopRequest, Task, execute
-from bench.trial import Failed, Finished, Queued, StepDone, Stopped, Trial, WorkerEvent
+from bench.trial import Failed, Finished, Queued, Started, StepDone, Stopped, Trial, WorkerEvent
 from catseg.dataset import PhotoSet
 from catseg.errors import InputError
 
@@ -174,7 +174,8 @@ class RayEngine:
             return Failed("crash", "the worker ended without a last word")
         except self._ray.exceptions.RayError as error:
             return Stopped(0) if attempt.was_taken_back else explain_loss(error)
-        attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds if attempt.has_begun else 0.0)
+        if attempt.has_begun and not isinstance(event, Started):  # it was at work, and not on its way there
+            attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds)
         attempt.silent_seconds, attempt.has_begun = 0.0, True
         return event
 
@@ -227,6 +228,7 @@ def _work(
     task: Task, photos: tuple[PhotoSet, PhotoSet], device_name: str, threads: int, stopper: Any
 ) -> Iterator[WorkerEvent]:
     """A worker's whole life."""
+    yield StepDone()  # from here on its silence counts: a GPU's driver may hang, too
     torch.set_num_threads(threads)
     stop, sent = StopRequest(), 0.0
     looks = look_for_stop(stopper)

@@ -15,7 +15,7 @@ import pytest
 from bench.cluster import LOSSES, check_address, check_shape, choose_worker_device, count_places, explain_loss
 from bench.journal import list_folders, read_history, read_lines, read_result
 from bench.run import Task
-from bench.trial import Checkpoint, EpochDone, Failed, Finished, Queued, Retried, Started, Stopped, TrialResult
+from bench.trial import Checkpoint, EpochDone, Failed, Finished, Queued, Retried, Started, StepDone, Stopped, TrialResult
 from catseg.dataset import DataConfig, load_data
 from tests.bench.test_engine import CLASSES, make_trial
 
@@ -117,6 +117,13 @@ def test_a_full_object_store_says_what_to_do_and_an_error_of_ours_where_it_was()
     assert explain_loss(raised).reason == failed.reason
     raised.cause = KeyError("x")
     assert explain_loss(raised) == Failed("crash", "the worker ended with KeyError: 'x'", str(raised))
+
+
+def test_a_worker_gives_a_sign_of_life_before_it_touches_a_device():
+    """Its silence counts from the first one."""
+    from bench.ray_engine import _work
+
+    assert isinstance(next(_work(None, None, "none", None, None)), StepDone)
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------
