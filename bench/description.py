@@ -121,7 +121,9 @@ def join_note(before: str, ours: str) -> str:
 
 def _format_lead(board: Leaderboard) -> str:
     best, *others = board.rows
-    name = ", ".join(f"{setting} = {format_value(best.settings[setting])}" for setting in board.varying) or "one setting"
+    name = (
+        ", ".join(f"{setting} = {format_value(best.settings[setting])}" for setting in board.varying) or "one setting"
+    )
     line = f"**{name}** leads with val/miou **{best.score.value:.3f}**"
     if not others:
         return line

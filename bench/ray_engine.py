@@ -9,6 +9,7 @@ stream. Ray tries nothing again by itself: what a lost worker had done stands in
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,15 @@ from typing import Any
 
 import torch
 
-from bench.cluster import check_address, check_shape, choose_worker_device, count_places, describe_host, explain_loss
+from bench.cluster import (
+    check_address,
+    check_shape,
+    choose_worker_device,
+    count_places,
+    describe_host,
+    explain_loss,
+    explain_other,
+)
 from bench.engine import SILENCE_SECONDS, SILENT_STEPS, PhotoSets
 from bench.environment import CODE_HASH
 from bench.processes import MALLOC
@@ -169,7 +178,7 @@ class RayEngine:
     def _receive(self, attempt: "_Attempt") -> WorkerEvent:
         """The next event, or what the worker died of."""
         try:
-            event: WorkerEvent = self._ray.get(next(attempt.stream))
+            event: WorkerEvent | _Arrived = self._ray.get(next(attempt.stream))
         except StopIteration:
             return Failed("crash", "the worker ended without a last word")
         except self._ray.exceptions.RayError as error:
@@ -177,7 +186,15 @@ class RayEngine:
         if attempt.has_begun and not isinstance(event, Started):  # it was at work, and not on its way there
             attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds)
         attempt.silent_seconds, attempt.has_begun = 0.0, True
-        return event
+        if isinstance(event, _Arrived):
+            attempt.host = event.host
+            return StepDone()
+        other = isinstance(event, Started) and explain_other(
+            attempt.host, event, self._torch_version, self._device_type
+        )
+        if other:
+            self._ray.cancel(attempt.stream, force=True)
+        return other or event
 
     def _explain_wait(self, attempt: "_Attempt") -> Queued | None:
         """Said once of a task that is still not at work."""
@@ -190,12 +207,20 @@ class RayEngine:
         return Queued(f"no host is left that holds {asked}; it starts when one joins the cluster")
 
 
+@dataclass(frozen=True)
+class _Arrived:
+    """A worker's first word: it is up, on this host. A sign of life to all but its engine."""
+
+    host: str
+
+
 @dataclass(eq=False)
 class _Attempt:
     """A task that Ray has, and what was heard of it."""
 
     trial: Trial
     stream: Any  # of references to events
+    host: str = ""  # that it is at work on, once it says so
     has_begun: bool = False  # something was heard
     silent_seconds: float = 0.0  # as long as somebody listened
     longest_silence: float = 0.0
@@ -226,9 +251,9 @@ def make_worker(ray: Any) -> Any:
 
 def _work(
     task: Task, photos: tuple[PhotoSet, PhotoSet], device_name: str, threads: int, stopper: Any
-) -> Iterator[WorkerEvent]:
+) -> "Iterator[WorkerEvent | _Arrived]":
     """A worker's whole life."""
-    yield StepDone()  # from here on its silence counts: a GPU's driver may hang, too
+    yield _Arrived(socket.gethostname())  # from here on its silence counts: a GPU's driver may hang, too
     torch.set_num_threads(threads)
     stop, sent = StopRequest(), 0.0
     looks = look_for_stop(stopper)

@@ -219,7 +219,11 @@ def _gather(board: Leaderboard, curves: Curves, gallery: Gallery) -> dict[str, A
 def _make_axis(name: str, values: list[Any]) -> dict[str, Any]:
     """A setting's values in order, and which of them each row has."""
     ordered = sort_values(values)
-    return {"name": name, "values": [format_value(value) for value in ordered], "at": [ordered.index(v) for v in values]}
+    return {
+        "name": name,
+        "values": [format_value(value) for value in ordered],
+        "at": [ordered.index(v) for v in values],
+    }
 
 
 def _gather_costs(board: Leaderboard, machine: str) -> list[dict[str, Any]]:
