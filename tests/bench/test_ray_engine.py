@@ -85,7 +85,10 @@ def test_nobody_loads_ray_who_did_not_ask_for_it():
         (("--address", "there:6379"), "--address: is for Ray, got there:6379; add --engine ray"),
         (("--cpus-per-trial", "2"), "--cpus-per-trial: is for Ray, got 2; add --engine ray"),
         (("--engine", "ray", "--jobs", "2"), "--jobs: Ray runs as many trials at a time as its hosts hold"),
-        (("--engine", "ray", "--gpus-per-trial", "1.5"), "--gpus-per-trial: must be a part of a GPU or whole GPUs"),
+        *(
+            (("--engine", "ray", "--gpus-per-trial", wrong), "--gpus-per-trial: must be 0, or from 0.0001 to 1, ")
+            for wrong in ("1.5", "2", "nan", "inf", "0.00001", "-1")
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(bench, write_grid, flags, words):
