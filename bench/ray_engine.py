@@ -32,6 +32,7 @@ from bench.environment import CODE_HASH
 from bench.processes import MALLOC
 from bench.run import StopRequest, Task, execute
 from bench.trial import Failed, Finished, Queued, Started, StepDone, Stopped, Trial, WorkerEvent
+from catseg.checkpoint import read_epoch
 from catseg.dataset import PhotoSet
 from catseg.errors import InputError
 
@@ -127,7 +128,8 @@ class RayEngine:
         stream = self._work.options(name=task.trial.name, **options).remote(
             task, self._photos[size], self._device_name, self._cpus, self._stopper
         )
-        self._attempts.append(_Attempt(task.trial, stream))
+        epoch = read_epoch(task.checkpoint) if task.checkpoint is not None else 0
+        self._attempts.append(_Attempt(task.trial, stream, epoch))
 
     def wait(self, seconds: float) -> Iterator[tuple[Trial, WorkerEvent]]:
         """What happened, once something has, or after so many seconds. Finished, Failed and Stopped end a trial."""
@@ -182,7 +184,7 @@ class RayEngine:
         except StopIteration:
             return Failed("crash", "the worker ended without a last word")
         except self._ray.exceptions.RayError as error:
-            return Stopped(0) if attempt.was_taken_back else explain_loss(error)
+            return Stopped(attempt.epoch) if attempt.was_taken_back else explain_loss(error)
         if attempt.has_begun and not isinstance(event, Started):  # it was at work, and not on its way there
             attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds)
         attempt.silent_seconds, attempt.has_begun = 0.0, True
@@ -220,6 +222,7 @@ class _Attempt:
 
     trial: Trial
     stream: Any  # of references to events
+    epoch: int = 0  # that it goes on after
     host: str = ""  # that it is at work on, once it says so
     has_begun: bool = False  # something was heard
     silent_seconds: float = 0.0  # as long as somebody listened

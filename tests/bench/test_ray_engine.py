@@ -184,6 +184,20 @@ def test_what_started_on_an_unlike_host_is_ended_and_its_host_named():
     assert cancelled == [attempt.stream]
 
 
+def test_what_is_taken_back_stands_where_its_checkpoint_does():
+    from bench.ray_engine import RayEngine, _Attempt
+
+    class TaskCancelledError(Exception): ...
+
+    def fail(_):
+        raise TaskCancelledError
+
+    engine = object.__new__(RayEngine)
+    engine._ray = SimpleNamespace(get=fail, exceptions=SimpleNamespace(RayError=TaskCancelledError))
+    attempt = _Attempt(make_trial(), iter([None]), epoch=7, was_taken_back=True)
+    assert engine._receive(attempt) == Stopped(7)
+
+
 # --- a cluster -----------------------------------------------------------------------------------------------------
 
 
