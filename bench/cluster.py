@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from bench.environment import CODE_HASH, find_device_type, read_torch_version
-from bench.trial import Failed, FailureKind
+from bench.trial import Failed, FailureKind, Started
 from catseg.errors import InputError
 
 REACH_SECONDS = 5.0  # for a host to accept a connection
@@ -74,6 +74,24 @@ def explain_loss(error: Exception) -> Failed:
         return Failed(*loss, log)
     last = next((line for line in reversed(str(cause).splitlines()) if line.strip()), "it does not say why")
     return Failed("crash", f"the worker ended with {type(cause).__name__}: {last.strip()}", log)
+
+
+def explain_other(host: str, started: Started, torch_version: str, device_type: str) -> Failed | None:
+    """What a trial that started on `host` would owe to it: who joins late was not asked what it is. None: nothing."""
+    there = started.environment.get("code"), started.environment.get("torch"), started.device.partition(":")[0]
+    agreed = CODE_HASH, torch_version, device_type
+    differing = [
+        f"{name} {found}, not {wanted}"
+        for name, found, wanted in zip(("code", "torch", "device"), there, agreed, strict=True)
+        if found != wanted
+    ]
+    if not differing:
+        return None
+    return Failed(
+        "crash",
+        f"{host or 'a host that joined later'} is unlike the hosts at the start ({'; '.join(differing)}); install the "
+        "same there or take it out of the cluster, then --retry crash",
+    )
 
 
 def check_address(address: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import Leaderboard, Row
+from bench.compare import Leaderboard, Row, format_value
 from bench.table import format_markdown
 from bench.trial import TrialResult
 
@@ -121,7 +121,9 @@ def join_note(before: str, ours: str) -> str:
 
 def _format_lead(board: Leaderboard) -> str:
     best, *others = board.rows
-    name = ", ".join(f"{setting} = {best.settings[setting]}" for setting in board.varying) or "one setting"
+    name = (
+        ", ".join(f"{setting} = {format_value(best.settings[setting])}" for setting in board.varying) or "one setting"
+    )
     line = f"**{name}** leads with val/miou **{best.score.value:.3f}**"
     if not others:
         return line

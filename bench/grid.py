@@ -27,6 +27,7 @@ TOP_KEYS = ("experiment", "data", "base", "grid", "seeds", "checkpoint_every_sec
 MODES = ("full", "halving")  # of a search
 HINTS = get_type_hints(UNetConfig) | get_type_hints(TrainConfig)
 GRID_KEYS = tuple(name for name in SETTINGS if name != "seed")  # seeds have a key of their own
+WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's -> YAML's
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -272,6 +273,6 @@ def _select(trials: tuple[Trial, ...], only: str) -> tuple[Trial, ...]:
 
 
 def _canonical(value: Any) -> str:
-    """One spelling for numbers: 0.001, 1e-3 and 1.0e-3 are the same."""
+    """One spelling: 0.001, 1e-3 and 1.0e-3 are the same, and so are null and None, of which trials' names are made."""
     number = _parse_number(str(value))
-    return str(value) if number is None else repr(number)
+    return WORDS.get(str(value), str(value)) if number is None else repr(number)

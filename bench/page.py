@@ -7,7 +7,7 @@ Knows nothing of files, charts or photos.
 from collections.abc import Iterable
 from html import escape
 
-from bench.compare import NO_SPREAD, ONE_SEED, Effect, Leaderboard, Row, mark_machine, name_settings
+from bench.compare import NO_SPREAD, ONE_SEED, Effect, Leaderboard, Row, format_value, mark_machine, name_settings
 from bench.statistics import Estimate
 
 MAX_ROWS = 1000  # of the table; a browser sorts them in a moment
@@ -208,8 +208,10 @@ def _number_cell(value: float | None, digits: int) -> str:
 
 
 def _setting_cell(value: object) -> str:
-    kind = "number" if isinstance(value, int | float) else "word"
-    return f'<td class="{kind}" data-v="{escape(str(value))}">{escape(str(value))}</td>'
+    """By which null, that is off, comes last, and numbers beside it are sorted as numbers."""
+    kind = "word" if isinstance(value, bool) or not isinstance(value, int | float) else "number"
+    text = escape(format_value(value))
+    return f'<td class="{kind}" data-v="{"" if value is None else text}">{text}</td>'
 
 
 def _difference_cell(row: Row) -> str:
@@ -258,7 +260,7 @@ def _effect_row(effect: Effect, scale: tuple[float, float]) -> str:
     interval = f"{_sign(change.low)} to {_sign(change.high)}"
     cells = (
         f'<td class="word">{escape(effect.setting)}</td>',
-        f"<td>{escape(str(effect.before))} → {escape(str(effect.after))}</td>",
+        f"<td>{escape(format_value(effect.before))} → {escape(format_value(effect.after))}</td>",
         f'<td class="number"><b>{_sign(change.value)}</b></td>',
         f"<td>{_draw_interval(change, scale, (), zero=True)}<small>{interval}</small></td>",
         f'<td class="number">{effect.num_pairs}</td>',

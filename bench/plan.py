@@ -123,8 +123,14 @@ def compute_work(trial: Trial, data: Data, epochs_done: int = 0) -> float:
     num_full = float(len(epochs))  # trained at full size, or as many as those take that are at smaller ones
     if config.first_size is not None:
         num_full = sum((compute_side(config, epoch) / config.image_size) ** 2 for epoch in epochs)
-    passes = 3 * train_photos * num_full + val_photos * len(epochs) / config.val_every
+    num_validated = sum(epoch % config.val_every == 0 or epoch == config.epochs for epoch in epochs)
+    passes = 3 * train_photos * num_full + val_photos * num_validated
     return passes * compute_forward_gflop(width, config.image_size) * (1 + 48 / width)
+
+
+def _compute_epoch_work(trial: Trial, data: Data, epoch: int) -> float:
+    """Of one epoch, which may be at a smaller size than the next, and without a validation."""
+    return compute_work(trial, data, epoch - 1) - compute_work(trial, data, epoch)
 
 
 def estimate_seconds(plan: Plan, data: Data, device_name: str) -> float:
@@ -143,7 +149,7 @@ def measure_rate(plan: Plan, data: Data, device_name: str) -> float:
     rates = [result.seconds / compute_work(trial, data) for trial, result in finished if result.seconds]
     if not rates:
         rates = [
-            (line["train_seconds"] + line["val_seconds"]) * trial.train.epochs / compute_work(trial, data)
+            (line["train_seconds"] + line["val_seconds"]) / _compute_epoch_work(trial, data, line["epoch"])
             for trial, history in plan.begun.items()
             for line in history.epochs
         ]
@@ -153,8 +159,9 @@ def measure_rate(plan: Plan, data: Data, device_name: str) -> float:
         from bench.run import measure_step_seconds  # here, for most plans need not wait for torch
 
         trial = min(plan.pending, key=lambda pending: compute_work(pending, data))
-        steps = trial.train.epochs * data.num_photos[0] / trial.train.batch_size
-        rates = [measure_step_seconds(trial, device_name) * steps / compute_work(trial, data)]
+        full = replace(trial, train=replace(trial.train, first_size=None))  # the step is one of these
+        steps = full.train.epochs * data.num_photos[0] / full.train.batch_size
+        rates = [measure_step_seconds(full, device_name) * steps / compute_work(full, data)]
     return statistics.median(rates)
 
 

@@ -9,6 +9,7 @@ stream. Ray tries nothing again by itself: what a lost worker had done stands in
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,12 +18,21 @@ from typing import Any
 
 import torch
 
-from bench.cluster import check_address, check_shape, choose_worker_device, count_places, describe_host, explain_loss
+from bench.cluster import (
+    check_address,
+    check_shape,
+    choose_worker_device,
+    count_places,
+    describe_host,
+    explain_loss,
+    explain_other,
+)
 from bench.engine import SILENCE_SECONDS, SILENT_STEPS, PhotoSets
 from bench.environment import CODE_HASH
 from bench.processes import MALLOC
 from bench.run import StopRequest, Task, execute
-from bench.trial import Failed, Finished, Queued, StepDone, Stopped, Trial, WorkerEvent
+from bench.trial import Failed, Finished, Queued, Started, StepDone, Stopped, Trial, WorkerEvent
+from catseg.checkpoint import read_epoch
 from catseg.dataset import PhotoSet
 from catseg.errors import InputError
 
@@ -118,7 +128,8 @@ class RayEngine:
         stream = self._work.options(name=task.trial.name, **options).remote(
             task, self._photos[size], self._device_name, self._cpus, self._stopper
         )
-        self._attempts.append(_Attempt(task.trial, stream))
+        epoch = read_epoch(task.checkpoint) if task.checkpoint is not None else 0
+        self._attempts.append(_Attempt(task.trial, stream, epoch))
 
     def wait(self, seconds: float) -> Iterator[tuple[Trial, WorkerEvent]]:
         """What happened, once something has, or after so many seconds. Finished, Failed and Stopped end a trial."""
@@ -169,14 +180,23 @@ class RayEngine:
     def _receive(self, attempt: "_Attempt") -> WorkerEvent:
         """The next event, or what the worker died of."""
         try:
-            event: WorkerEvent = self._ray.get(next(attempt.stream))
+            event: WorkerEvent | _Arrived = self._ray.get(next(attempt.stream))
         except StopIteration:
             return Failed("crash", "the worker ended without a last word")
         except self._ray.exceptions.RayError as error:
-            return Stopped(0) if attempt.was_taken_back else explain_loss(error)
-        attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds if attempt.has_begun else 0.0)
+            return Stopped(attempt.epoch) if attempt.was_taken_back else explain_loss(error)
+        if attempt.has_begun and not isinstance(event, Started):  # it was at work, and not on its way there
+            attempt.longest_silence = max(attempt.longest_silence, attempt.silent_seconds)
         attempt.silent_seconds, attempt.has_begun = 0.0, True
-        return event
+        if isinstance(event, _Arrived):
+            attempt.host = event.host
+            return StepDone()
+        other = isinstance(event, Started) and explain_other(
+            attempt.host, event, self._torch_version, self._device_type
+        )
+        if other:
+            self._ray.cancel(attempt.stream, force=True)
+        return other or event
 
     def _explain_wait(self, attempt: "_Attempt") -> Queued | None:
         """Said once of a task that is still not at work."""
@@ -189,12 +209,21 @@ class RayEngine:
         return Queued(f"no host is left that holds {asked}; it starts when one joins the cluster")
 
 
+@dataclass(frozen=True)
+class _Arrived:
+    """A worker's first word: it is up, on this host. A sign of life to all but its engine."""
+
+    host: str
+
+
 @dataclass(eq=False)
 class _Attempt:
     """A task that Ray has, and what was heard of it."""
 
     trial: Trial
     stream: Any  # of references to events
+    epoch: int = 0  # that it goes on after
+    host: str = ""  # that it is at work on, once it says so
     has_begun: bool = False  # something was heard
     silent_seconds: float = 0.0  # as long as somebody listened
     longest_silence: float = 0.0
@@ -225,8 +254,9 @@ def make_worker(ray: Any) -> Any:
 
 def _work(
     task: Task, photos: tuple[PhotoSet, PhotoSet], device_name: str, threads: int, stopper: Any
-) -> Iterator[WorkerEvent]:
+) -> "Iterator[WorkerEvent | _Arrived]":
     """A worker's whole life."""
+    yield _Arrived(socket.gethostname())  # from here on its silence counts: a GPU's driver may hang, too
     torch.set_num_threads(threads)
     stop, sent = StopRequest(), 0.0
     looks = look_for_stop(stopper)

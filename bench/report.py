@@ -22,7 +22,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from bench.compare import NO_SPREAD, Leaderboard, mark_machine, sort_values
+from bench.compare import NO_SPREAD, Leaderboard, format_value, mark_machine, sort_values
 from bench.curves import Curves, load_curves
 from bench.gallery import Gallery, make_gallery
 from bench.journal import list_folders, read_settings
@@ -219,7 +219,11 @@ def _gather(board: Leaderboard, curves: Curves, gallery: Gallery) -> dict[str, A
 def _make_axis(name: str, values: list[Any]) -> dict[str, Any]:
     """A setting's values in order, and which of them each row has."""
     ordered = sort_values(values)
-    return {"name": name, "values": [str(value) for value in ordered], "at": [ordered.index(v) for v in values]}
+    return {
+        "name": name,
+        "values": [format_value(value) for value in ordered],
+        "at": [ordered.index(v) for v in values],
+    }
 
 
 def _gather_costs(board: Leaderboard, machine: str) -> list[dict[str, Any]]:

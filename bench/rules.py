@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from bench.trial import FAILURE_KINDS
 from catseg.errors import InputError
 
+LEAST_GPUS = 0.0001  # Ray counts no smaller part
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -69,6 +71,9 @@ def make_cluster(
         raise InputError(
             "--jobs: Ray runs as many trials at a time as its hosts hold; leave it out, or leave out --engine"
         )
-    if gpus is not None and (gpus < 0 or (gpus > 1 and not gpus.is_integer())):
-        raise InputError(f"--gpus-per-trial: must be a part of a GPU or whole GPUs, got {gpus:g}; use 0.5, 1 or 2")
+    if gpus is not None and gpus != 0 and not LEAST_GPUS <= gpus <= 1:  # nan, too
+        raise InputError(
+            f"--gpus-per-trial: must be 0, or from {LEAST_GPUS} to 1, for a trial uses one GPU at the most, "
+            f"got {gpus:g}; use 0.5 or 1"
+        )
     return Cluster(address, gpus, cpus or 1)

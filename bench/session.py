@@ -35,7 +35,7 @@ from bench.search import (
     format_search,
     make_rung,
 )
-from bench.standing import read_standing
+from bench.standing import list_begun, read_standing
 from bench.stops import Stop, listen
 from bench.store import format_ui_hint
 from bench.table import print_leaderboard
@@ -68,6 +68,7 @@ class _Outcome:
     skipped: dict[Trial, Skipped]
     jobs: int  # that shared the cores
     is_new: bool  # there was something to do
+    is_cut_short: bool = False  # by the first failure
     exit_code: int | None = None
     problem: str = ""  # why the journal could not be written
     train_seconds: float = 0.0
@@ -129,7 +130,8 @@ def _run_experiment(console: Console, experiment: Experiment, data: Data, rules:
             outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs, ray)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in everything.trials if trial in outcome.results]
-            board = make_leaderboard(ordered, journal.gather_counts(folder, ordered))
+            begun = list_begun(journal.list_folders(folder).values(), data.fingerprint) if experiment.search else []
+            board = make_leaderboard(ordered, journal.gather_counts(folder, ordered), begun)
             _show_outcome(console, data, board, outcome.skipped)
             if experiment.search is not None:
                 _show_search(console, experiment, outcome, board, folder)
@@ -194,7 +196,7 @@ def _run(
                     view.show(trial, event)
                     _note(outcome, trial, event)
                     if rules.fail_fast and isinstance(event, TrialResult) and event.status == "failed":
-                        stop.asked = True
+                        stop.asked = outcome.is_cut_short = True
         except OSError as error:
             where, reason = error.filename or folder, error.strerror or error
             outcome.problem = (
@@ -222,7 +224,8 @@ def _search(
     """
     everything = add_rung(experiment)
     rung = _run(console, everything, data, plan, folder, mirror, rules, jobs, ray)
-    if rung.exit_code is not None or rung.problem or not rung.has_all(make_rung(experiment)):
+    is_whole = rung.has_all(make_rung(experiment)) and not rung.is_cut_short
+    if rung.exit_code is not None or rung.problem or not is_whole:
         return rung, experiment.trials
     kept = choose_kept(experiment, rung.results)
     console.print(format_choice(experiment, rung.results), markup=False, soft_wrap=True)
@@ -231,7 +234,7 @@ def _search(
     whole = _make_plan(kept_first, data, folder, rules, ray)
     full = whole.restrict(wanted)
     console.print(format_plan(replace(experiment, trials=wanted), data, full), markup=False)
-    if ray is None and rules.jobs is None and not plan.pending:
+    if ray is None and rules.jobs is None and (not plan.pending or len(full.pending) < jobs):
         with listen() as stop:
             jobs = _choose_jobs(console, full, data, rules.device, stop)
         if stop.exit_code is not None:
@@ -280,7 +283,7 @@ def _show_outcome(console: Console, data: Data, board: Leaderboard, skipped: Map
 def _show_search(console: Console, experiment: Experiment, outcome: _Outcome, board: Leaderboard, folder: Path) -> None:
     """What the search cost beside the full grid, once it is decided; where all of that was trained, what it lost."""
     folders, rung = journal.list_folders(folder), make_rung(experiment)
-    if not outcome.has_all(rung):
+    if outcome.is_cut_short or not outcome.has_all(rung):
         return
     ended = [trial for trial in rung if trial in outcome.results]
     histories = {trial: journal.read_history(folders[outcome.results[trial].key]) for trial in ended}

@@ -4,13 +4,14 @@ In:  an experiment's folder.   Out: a Standing of all that is finished on the la
 Knows nothing of MLflow, nor of how a leaderboard is shown.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.compare import Leaderboard, find_axes, make_leaderboard
 from bench.journal import gather_counts, list_folders, read_result, read_settings
-from bench.trial import TrialResult
+from bench.trial import LATER_SETTINGS, TrialResult
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,19 @@ def read_standing(experiment_folder: Path) -> Standing:
     folders = {result.key: folder for folder, result in found}
     latest = max(found, key=_read_time)[1].data_fingerprint if found else ""
     results = [result for _, result in found if result.data_fingerprint == latest]
-    unfinished = [kept for folder, result in there.items() if not result and (kept := read_settings(folder))]
-    begun = [kept["settings"] for kept in unfinished if not kept.get("is_rung")]
+    begun = list_begun((folder for folder, result in there.items() if not result), latest)
     board = make_leaderboard(results, gather_counts(experiment_folder, results), begun)
     return Standing(board, folders, latest, len(results), len(found) - len(results))
+
+
+def list_begun(folders: Iterable[Path], data_fingerprint: str) -> list[dict[str, Any]]:
+    """The settings of those trainings in full on these photos that have begun and not ended, of these trials."""
+    unfinished = (read_settings(folder) for folder in folders if not read_result(folder))
+    return [
+        LATER_SETTINGS | kept["settings"]
+        for kept in unfinished
+        if kept and not kept.get("is_rung") and kept.get("data", {}).get("fingerprint") == data_fingerprint
+    ]
 
 
 def _read_time(pair: tuple[Path, TrialResult]) -> int:

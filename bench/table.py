@@ -14,7 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import NO_SPREAD, ONE_SEED, Leaderboard, Row, find_machine, mark_machine, name_settings
+from bench.compare import (
+    NO_SPREAD,
+    ONE_SEED,
+    Leaderboard,
+    Row,
+    find_machine,
+    format_value,
+    mark_machine,
+    name_settings,
+)
 from bench.environment import MIXED
 from bench.statistics import Estimate
 from bench.terminal import format_failed
@@ -80,8 +89,8 @@ def print_effects(console: Console, board: Leaderboard) -> None:
         change = effect.change
         cells = (
             effect.setting,
-            f"{effect.before}",
-            f"{effect.after}",
+            format_value(effect.before),
+            format_value(effect.after),
             f"{change.value:+.3f}",
             _format_interval(change),
         )
@@ -191,7 +200,7 @@ def format_markdown(board: Leaderboard, is_narrow: bool = False) -> str:
 
 def _list_settings(board: Leaderboard) -> list[Column]:
     def show(name: str) -> Callable[[Row], str]:
-        return lambda row: f"{row.settings[name]}"
+        return lambda row: format_value(row.settings[name])
 
     # 80 columns hold four settings in two lines
     settings = [Column(name.replace("_", "_\n"), show(name)) for name in board.varying]

@@ -116,8 +116,10 @@ class ProgressView:
                 self._is_stopping = True
                 self._print("stopping after this step, with a checkpoint; once more to stop at once")
             case Stopped(epoch):
+                has_begun = epoch or trial in self._shares
                 self._end(trial)
-                self._print(f"stopped after epoch {epoch} of {trial.train.epochs}, kept  {trial.name}")
+                line = f"stopped after epoch {epoch} of {trial.train.epochs}, kept" if has_begun else "not begun"
+                self._print(f"{line}  {trial.name}")
             case Skipped(name, culprit):
                 self._end(trial)
                 self._print(format_skipped(name, culprit))

@@ -125,8 +125,7 @@ def dump_training(training: Training) -> bytes:
 def load_training(data: bytes, training: Training) -> None:
     """Put a fresh Training where `dump_training` found the other; ValueError if this is not the same network."""
     try:
-        length = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["training"])
+        facts = _read_facts(data)
         tensors = load_tensors(data)
         if facts["format"] != TRAINING_FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, not {TRAINING_FORMAT!r}")
@@ -134,6 +133,18 @@ def load_training(data: bytes, training: Training) -> None:
         _restore(training, facts, tensors)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"not a checkpoint of this training ({first_line(error)})") from None
+
+
+def read_epoch(data: bytes) -> int:
+    """The last whole epoch of what `dump_training` made."""
+    return int(_read_facts(data)["epoch"])
+
+
+def _read_facts(data: bytes) -> dict[str, Any]:
+    """What stands in a checkpoint beside its tensors."""
+    length = int.from_bytes(data[:8], "little")
+    facts: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["training"])
+    return facts
 
 
 def _check_tensors(training: Training, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

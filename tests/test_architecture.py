@@ -111,7 +111,7 @@ ALLOWED = {
     },
     "bench.cluster": {"bench.environment", "bench.trial", "catseg.errors"},
     "bench.ray_engine": {"ray", "torch", "bench.cluster", "bench.engine", "bench.environment", "bench.processes"}
-    | {"bench.run", "bench.trial", "catseg.dataset", "catseg.errors"},
+    | {"bench.run", "bench.trial", "catseg.checkpoint", "catseg.dataset", "catseg.errors"},
     "bench.counts": {"numpy"},
     "bench.journal": {"numpy", "bench.counts", "bench.trial"},
     "bench.claim": {"bench.counts", "bench.journal", "bench.trial", "catseg.errors", "catseg.files"},

@@ -117,6 +117,19 @@ def test_only_keeps_the_trials_that_match_and_their_names(load, only, names):
 
 
 @pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("ema=null", ["ema=None deep_supervision=False", "ema=None deep_supervision=True"]),
+        ("deep_supervision=true,ema=0.990", ["ema=0.99 deep_supervision=True"]),
+        ("deep_supervision=False,ema=None", ["ema=None deep_supervision=False"]),  # as trials are named
+    ],
+)
+def test_only_takes_null_true_and_false_as_the_file_has_them(load, only, names):
+    text = HEAD + "grid: {ema: [null, 0.99], deep_supervision: [false, true]}\n"
+    assert [trial.name for trial in load(text, only=only).trials] == names
+
+
+@pytest.mark.parametrize(
     ("only", "line"),
     [
         ("loss", "--only: 'loss' is not setting=value; settings are init_features, lr, "),
@@ -124,6 +137,7 @@ def test_only_keeps_the_trials_that_match_and_their_names(load, only, names):
         ("loss=dice,", "--only: '' is not setting=value"),
         ("loss=focal", "--only: no trial has loss=focal; this grid has bce_dice, dice"),
         ("lr=0.5", "--only: no trial has lr=0.5; this grid has 0.001"),
+        ("ema=0.5", "--only: no trial has ema=0.5; this grid has null"),
     ],
 )
 def test_only_that_matches_nothing_says_what_there_is(refuse, only, line):

@@ -155,6 +155,31 @@ def test_the_time_left_comes_from_the_epochs_of_begun_trials_where_none_has_fini
     assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(3.0 * 15)
 
 
+def test_an_epoch_at_a_smaller_size_and_without_a_validation_says_what_the_others_will_take(folder, begin):
+    """Of four epochs at 64 px, two of them validated, the first is at 32 px: 1 s for a quarter of a training epoch."""
+    trial = dataclasses.replace(
+        TRIALS[0], train=TrainConfig(image_size=64, epochs=4, first_size=32, grow_epochs=0.5, val_every=2)
+    )
+    begin(trial, STARTED, EpochDone(1, {}, 1.0, 0.0))
+    plan = make_plan(dataclasses.replace(EXPERIMENT, trials=(trial,)), DATA, folder, "cpu")
+    photo_seconds = 1.0 / (NUM_TRAIN * 0.25)
+    passes = NUM_TRAIN * (0.25 + 0.5625 + 2) + 2 * NUM_VAL / 3
+    assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(photo_seconds * passes)
+
+
+def test_a_step_that_is_measured_is_one_at_full_size(folder, monkeypatch):
+    """A step of 2 photos takes 1 s at 64 px: four epochs of 4 steps, one of them at 32 px and one at 48."""
+    monkeypatch.setattr("bench.run.measure_step_seconds", lambda trial, device: 1.0)
+    train = TrainConfig(image_size=64, epochs=4, batch_size=2, first_size=32, grow_epochs=0.5)
+    plan = make_plan(
+        dataclasses.replace(EXPERIMENT, trials=(dataclasses.replace(TRIALS[0], train=train),)), DATA, folder, "cpu"
+    )
+    whole = compute_work(dataclasses.replace(TRIALS[0], train=dataclasses.replace(train, first_size=None)), DATA)
+    share = compute_work(plan.pending[0], DATA) / whole
+    assert share < 0.8
+    assert estimate_seconds(plan, DATA, "cpu") == pytest.approx(16.0 * share)
+
+
 def test_the_time_left_comes_from_one_step_where_nothing_has_begun(folder, monkeypatch):
     """A step of 2 photos takes 1 s: 4 trials of 4 epochs of 4 steps."""
     monkeypatch.setattr("bench.run.measure_step_seconds", lambda trial, device: 1.0)

@@ -9,13 +9,34 @@ import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench.cluster import LOSSES, check_address, check_shape, choose_worker_device, count_places, explain_loss
+from bench.cluster import (
+    LOSSES,
+    check_address,
+    check_shape,
+    choose_worker_device,
+    count_places,
+    explain_loss,
+    explain_other,
+)
+from bench.environment import CODE_HASH
 from bench.journal import list_folders, read_history, read_lines, read_result
 from bench.run import Task
-from bench.trial import Checkpoint, EpochDone, Failed, Finished, Queued, Retried, Started, Stopped, TrialResult
+from bench.trial import (
+    Checkpoint,
+    EpochDone,
+    Failed,
+    Finished,
+    Queued,
+    Retried,
+    Started,
+    StepDone,
+    Stopped,
+    TrialResult,
+)
 from catseg.dataset import DataConfig, load_data
 from tests.bench.test_engine import CLASSES, make_trial
 
@@ -64,7 +85,10 @@ def test_nobody_loads_ray_who_did_not_ask_for_it():
         (("--address", "there:6379"), "--address: is for Ray, got there:6379; add --engine ray"),
         (("--cpus-per-trial", "2"), "--cpus-per-trial: is for Ray, got 2; add --engine ray"),
         (("--engine", "ray", "--jobs", "2"), "--jobs: Ray runs as many trials at a time as its hosts hold"),
-        (("--engine", "ray", "--gpus-per-trial", "1.5"), "--gpus-per-trial: must be a part of a GPU or whole GPUs"),
+        *(
+            (("--engine", "ray", "--gpus-per-trial", wrong), "--gpus-per-trial: must be 0, or from 0.0001 to 1, ")
+            for wrong in ("1.5", "2", "nan", "inf", "0.00001", "-1")
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(bench, write_grid, flags, words):
@@ -117,6 +141,61 @@ def test_a_full_object_store_says_what_to_do_and_an_error_of_ours_where_it_was()
     assert explain_loss(raised).reason == failed.reason
     raised.cause = KeyError("x")
     assert explain_loss(raised) == Failed("crash", "the worker ended with KeyError: 'x'", str(raised))
+
+
+def test_a_worker_gives_a_sign_of_life_before_it_touches_a_device():
+    """Its silence counts from the first one."""
+    from bench.ray_engine import _work
+
+    assert next(_work(None, None, "none", None, None)).host == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "words"),
+    [
+        ("cuda:0", {}, None),
+        (
+            "cuda:0",
+            {"code": "another"},
+            f"n7 is unlike the hosts at the start (code another, not {CODE_HASH}); install",
+        ),
+        ("cpu", {"torch": "2.0"}, "(torch 2.0, not 2.13; device cpu, not cuda)"),
+    ],
+)
+def test_a_host_that_joins_with_other_code_torch_or_device_fails_what_started_there(device, changes, words):
+    started = Started(device, "float32", {"code": CODE_HASH, "torch": "2.13"} | changes)
+    failed = explain_other("n7", started, "2.13", "cuda")
+    assert (failed and failed.kind) == (words and "crash")
+    assert words is None or words in failed.reason
+
+
+def test_what_started_on_an_unlike_host_is_ended_and_its_host_named():
+    """Without a cluster: an engine that has one attempt, whose worker says these things."""
+    from bench.ray_engine import RayEngine, _Arrived, _Attempt
+
+    engine, cancelled = object.__new__(RayEngine), []
+    engine._ray = SimpleNamespace(get=lambda event: event, cancel=lambda stream, force: cancelled.append(stream))
+    engine._torch_version, engine._device_type = "2.13", "cpu"
+    said = [_Arrived("n7"), Started("cpu", "float32", {"code": "another", "torch": "2.13"})]
+    attempt = _Attempt(make_trial(), iter(said))
+    assert engine._receive(attempt) == StepDone()
+    failed = engine._receive(attempt)
+    assert (failed.kind, failed.reason.partition(" ")[0]) == ("crash", "n7")
+    assert cancelled == [attempt.stream]
+
+
+def test_what_is_taken_back_stands_where_its_checkpoint_does():
+    from bench.ray_engine import RayEngine, _Attempt
+
+    class TaskCancelledError(Exception): ...
+
+    def fail(_):
+        raise TaskCancelledError
+
+    engine = object.__new__(RayEngine)
+    engine._ray = SimpleNamespace(get=fail, exceptions=SimpleNamespace(RayError=TaskCancelledError))
+    attempt = _Attempt(make_trial(), iter([None]), epoch=7, was_taken_back=True)
+    assert engine._receive(attempt) == Stopped(7)
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------

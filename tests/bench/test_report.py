@@ -20,6 +20,8 @@ from bench.trial import TrialResult
 from catseg.errors import InputError
 from catseg.photo import encode_png
 from catseg.sample import draw_photo
+from tests.leaderboards import finish
+from tests.leaderboards import make_board as make_small_board
 
 NUM_PHOTOS = 40
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;\u2028{{data}} ${1}"
@@ -328,6 +330,17 @@ def test_each_seed_is_seen_in_the_table():
     table = make_leaderboard_table(board)
     for row in board.rows:
         assert all(f">{miou:.3f}</span>" in table for miou in row.mious)
+
+
+def test_a_setting_that_may_be_off_is_null_in_the_table_and_sorts_as_numbers_with_null_last():
+    results = [finish(0.5, ema=None), finish(0.6, ema=0.99), finish(0.7, ema=0.9, deep_supervision=True)]
+    board = make_small_board(results)
+    table = make_leaderboard_table(board)
+    assert '<td class="word" data-v="">null</td>' in table
+    assert '<td class="number" data-v="0.99">0.99</td>' in table
+    assert '<td class="word" data-v="true">true</td>' in table
+    assert "First in it is ema=0.9, deep_supervision=true with" in format_verdict(board)
+    assert "None" not in table
 
 
 def test_the_front_is_what_nothing_beats_in_both():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.jobs import Choice
 from bench.journal import list_folders, read_result, read_settings
 from tests.bench.conftest import BENCH
 
@@ -168,6 +169,18 @@ def test_a_setting_whose_training_in_full_is_under_way_does_not_count_as_stopped
     assert {each.settings["lr"] for each in board.stopped} == {0.03, 0.01, 0.001, 0.00001} - find_best(searched_copy)
 
 
+def test_a_run_calls_nothing_stopped_that_was_begun_in_full_and_left(searched_copy, bench):
+    """As a `--regret` leaves it that was interrupted."""
+    there = read_all(searched_copy)
+    left = min({0.03, 0.01, 0.001, 0.00001} - find_best(searched_copy))
+    kept, _, folder = there[min(find_best(searched_copy)), 0, EPOCHS]
+    begun = folder.with_name("left-0123456789")
+    begun.mkdir()
+    settings = kept["settings"] | {"lr": left}
+    (begun / "settings.json").write_text(json.dumps(kept | {"key": "0123456789", "settings": settings}))
+    assert bench(*RUN).stdout.count("not ranked: lr=") == 1
+
+
 def test_mlflow_has_the_rungs_as_runs_told_apart_and_out_of_its_rankings(searched, list_runs):
     runs = list_runs(searched["folder"])
     rungs = [run for run in runs if "rung" in run.data.tags]
@@ -227,10 +240,30 @@ def test_where_every_short_training_fails_nothing_is_trained_in_full(tracked_wor
     assert {name[2] for name in read_all(tracked_workplace)} == {FIRST}
 
 
-def test_a_first_failure_stops_a_search_before_it_chooses_if_it_is_asked_to(tracked_workplace, bench):
-    Path("grid.yaml").write_text(GRID.replace("val: val", "val: null"))
+def test_jobs_auto_is_chosen_anew_for_fewer_trials_than_shared_the_cores_in_the_rung(
+    tracked_workplace, bench, monkeypatch
+):
+    asked = []
+
+    def choose(plan, *_):
+        asked.append(len(plan.pending))
+        return Choice(len(plan.pending), "as many as there are")
+
+    monkeypatch.setattr("bench.session.choose_jobs", choose)
+    grid = GRID.replace("1.0e+30, 0.03, 0.01, 0.001, 0.00001", "0.03, 0.01").replace("keep: 2", "keep: 1")
+    Path("grid.yaml").write_text(grid.replace("val: val", "val: null").replace("seeds: [0, 1]", "seeds: [0]"))
+    assert bench(*RUN, "--jobs", "auto").exit_code == 0
+    assert asked == [2, 1]
+
+
+@pytest.mark.parametrize("rates", ["1.0e+30, 0.03, 0.01", "0.03, 0.01, 1.0e+30"])  # the last one may fail, too
+def test_a_first_failure_stops_a_search_before_it_chooses_if_it_is_asked_to(tracked_workplace, bench, rates):
+    grid = GRID.replace("1.0e+30, 0.03, 0.01, 0.001, 0.00001", rates)
+    Path("grid.yaml").write_text(grid.replace("val: val", "val: null"))
     answer = bench(*RUN, "--fail-fast")
     assert answer.exit_code == 1
     assert "Kept:" not in answer.stdout
     assert "of its cost" not in answer.stdout
-    assert json.loads(next(Path("mlruns/journal/tiny").glob("*/result.json")).read_text())["status"] == "failed"
+    results = [json.loads(path.read_text()) for path in Path("mlruns/journal/tiny").glob("*/result.json")]
+    assert [result["is_rung"] for result in results if result["status"] == "failed"] == [True]
+    assert all(result["is_rung"] for result in results)

@@ -12,6 +12,7 @@ from bench.journal import list_folders, read_result
 from bench.mirror import sync_all
 from bench.standing import read_standing
 from bench.tracking import Tracker
+from bench.trial import LATER_SETTINGS
 from bench.view import VIEW_TAG, format_view, is_kept_by_others
 
 EXPERIMENT_FOLDER = Path("mlruns/journal/tiny")
@@ -71,6 +72,25 @@ def test_the_standing_folds_what_finished_and_counts_what_failed(finished_copy):
 def test_results_on_other_photos_than_the_latest_do_not_stand_beside_them(finished_copy):
     rewrite(find_folder("0.0001"), "result.json", lambda result: result | {"data_fingerprint": "other photos"})
     assert [row.settings["lr"] for row in read_standing(EXPERIMENT_FOLDER).board.rows] == [0.0001]
+
+
+@pytest.mark.parametrize(("photos", "num_stopped"), [("the same", 0), ("others", 1)])
+def test_a_setting_with_a_rung_is_stopped_unless_it_was_begun_in_full_on_the_same_photos(
+    finished_copy, photos, num_stopped
+):
+    """Begun by an earlier version, which had fewer settings."""
+    folder = find_folder("0.0001")
+    full = read_result(folder)
+    rung = {"is_rung": True, "settings": full.settings | {"epochs": 2}}
+    rewrite(folder, "result.json", lambda result: result | rung)
+    begun = EXPERIMENT_FOLDER / "lr=0.0001-0123456789"
+    begun.mkdir()
+    kept = {"execution": "1", "key": "0123456789", "data": {"fingerprint": full.data_fingerprint}}
+    kept["settings"] = {name: value for name, value in full.settings.items() if name not in LATER_SETTINGS}
+    if photos == "others":
+        kept["data"]["fingerprint"] = "others"
+    (begun / "settings.json").write_text(json.dumps(kept))
+    assert len(read_standing(EXPERIMENT_FOLDER).board.stopped) == num_stopped
 
 
 def test_a_result_without_its_counts_is_left_out_and_an_empty_folder_has_no_rows(finished_copy, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -50,6 +51,14 @@ def test_four_settings_of_one_seed_fit_in_eighty_columns_with_every_number():
         ["1", "16", "0.003", "96", "dice", "0.875", "0.775", "2", "98.7", "10", "457"],
         ["2", "8", "0.0005", "128", "bce_dice", "0.250", "0.150", "2", "7.0", "143", "457"],
     ]
+
+
+def test_what_is_off_or_on_is_null_or_true_as_in_the_experiment_file():
+    board = make_board([finish(0.5, ema=None), finish(0.6, ema=0.99, deep_supervision=True)])
+    text = print_to_text(board) + print_to_text(board, effects=True) + format_markdown(board)
+    assert [row[1:3] for row in list_cells(text)] == [["0.99", "true"], ["null", "false"]]
+    assert re.search(r"ema +null +0.99", print_to_text(make_board([finish(0.5), finish(0.6, ema=0.99)]), effects=True))
+    assert not re.search("None|True|False", text)
 
 
 def test_settings_that_all_trials_share_are_no_columns():

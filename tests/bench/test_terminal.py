@@ -83,6 +83,7 @@ def test_what_is_tried_again_gone_on_with_left_out_waited_for_or_stopped_is_said
         (trial, Stopping()),
         (other, Stopping()),
         (trial, Stopped(1)),
+        (other, Stopped(0)),
     ]
     lines = show(events, [trial, larger, other]).splitlines()
     assert [line.partition("  ")[0] for line in lines] == [
@@ -93,6 +94,7 @@ def test_what_is_tried_again_gone_on_with_left_out_waited_for_or_stopped_is_said
         "waits: every place is taken",
         "stopping after this step, with a checkpoint; once more to stop at once",
         "stopped after epoch 1 of 2, kept",
+        "not begun",
     ]
     assert all("lr=0." in line for number, line in enumerate(lines) if number != 5)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from catseg.checkpoint import TRAINING_FORMAT, dump_training, load_training
+from catseg.checkpoint import TRAINING_FORMAT, dump_training, load_training, read_epoch
 from catseg.dataset import PhotoSet
 from catseg.settings import TrainConfig, UNetConfig
 from catseg.train import Epoch, Training, advance, make_training
@@ -184,6 +184,10 @@ def test_best_epoch_is_kept_with_its_seconds(photos):
     assert {**vars(best.epoch), "val_counts_NK3": None} == {**vars(first), "val_counts_NK3": None}
     assert best.epoch.val_counts_NK3.tolist() == first.val_counts_NK3.tolist()
     assert best.epoch.val_counts_NK3.dtype == first.val_counts_NK3.dtype
+
+
+def test_the_epoch_is_read_without_the_tensors(stopped):
+    assert read_epoch(dump_training(stopped)) == stopped.epoch
 
 
 def test_same_state_gives_the_same_bytes(stopped):
