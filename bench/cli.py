@@ -118,7 +118,9 @@ def run(
 
         _use_store(tracking_uri)
         cluster = make_cluster(engine is Engine.RAY, jobs, address, gpus_per_trial, cpus_per_trial)
-        rules = Rules(parse_kinds(retry), rerun, fail_fast, parse_jobs("1" if jobs is None else jobs), device, regret, cluster)
+        rules = Rules(
+            parse_kinds(retry), rerun, fail_fast, parse_jobs("1" if jobs is None else jobs), device, regret, cluster
+        )
         raise typer.Exit(run_experiment(grid, {"train": train, "val": val, "test": test}, only, rules))
 
 

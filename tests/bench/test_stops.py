@@ -17,7 +17,7 @@ GRID = """
 experiment: tiny
 data: {train: photos}
 base: {init_features: 2, image_size: 32, batch_size: 4, loss: dice}
-grid: {epochs: [1, 800]}
+grid: {epochs: [1, 1200]}
 """
 OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
@@ -44,7 +44,7 @@ def start_long_run(tracked_workplace, start_bench, list_runs, wait_until):
 def find_trials(folder):
     """The short one's and the long one's folder."""
     folders = {path.name.partition("-")[0]: path for path in list_folders(folder / "mlruns/journal/tiny").values()}
-    return folders.get("epochs=1"), folders.get("epochs=800")
+    return folders.get("epochs=1"), folders.get("epochs=1200")
 
 
 def count_epochs(folder):
@@ -60,7 +60,7 @@ def check_that_the_rest_is_done(bench, folder, list_runs):
     again = bench("run", "--grid", "grid.yaml")
     assert (again.exit_code, "2 trials, 1 done, 1 to do" in again.stdout) == (0, True)
     assert [run.info.status for run in list_runs(folder)] == ["FINISHED", "FINISHED"]
-    assert [line["epoch"] for line in read_history(long_one).epochs] == list(range(1, 801))
+    assert [line["epoch"] for line in read_history(long_one).epochs] == list(range(1, 1201))
     assert not [path for path in long_one.iterdir() if path.name.startswith((".", "checkpoint"))]
 
 
@@ -194,14 +194,14 @@ def test_a_full_disk_is_said_before_the_first_trial_and_a_disk_that_fills_up_pau
 ):
     small = workplace / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "tmpfs", small], check=False)
     if mounted.returncode:
         pytest.skip("this sandbox mounts nothing")
     try:
         shutil.copytree(workplace / "photos", small / "photos")
         grid = write_grid(grid="lr: [0.01, 0.02]", base="{init_features: 8, image_size: 32, epochs: 60, batch_size: 4}")
         grid = shutil.copy(grid, small / "grid.yaml")
-        (small / "ballast").write_bytes(b"\0" * 30_000_000)
+        (small / "ballast").write_bytes(b"\0" * 42_000_000)
         refused = start_bench("run", "--grid", "grid.yaml", cwd=small)
         _, errors = refused.communicate(timeout=60)
         assert (refused.returncode, errors.count("\n")) == (2, 1)
