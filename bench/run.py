@@ -146,7 +146,7 @@ def _conclude(task: Task, training: Training, train_set: PhotoSet, val_set: Phot
         "cost/photos_per_second": len(train_set.names) / statistics.median(training.epoch_seconds),
         "cost/peak_mib": measure_peak_mib(training.device),
         "cost/inference_photos_per_second": _measure_inference(model, val_set, trial.train, training.device),
-        "cost/parameters": float(count_parameters(model)),
+        "cost/parameters": float(count_parameters(training.model)),
         "cost/forward_gflop": compute_forward_gflop(trial.unet.init_features, trial.train.image_size),
     }
     card = ModelCard(trial.unet, task.classes, trial.train.image_size, training.epoch)
