@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from bench.engine import LocalEngine, _choose_place
-from bench.run import StopRequest, Task, compute_seconds_to, execute
+from bench.run import StopRequest, Task, execute
 from bench.trial import Checkpoint, EpochDone, Failed, Finished, Overlays, Started, StepDone, Stopped, Trial, Weights
 from catseg.dataset import DataConfig, load_data
 from catseg.settings import TrainConfig, UNetConfig
@@ -111,17 +111,6 @@ def test_epochs_that_are_not_validated_say_so_by_leaving_it_out(sets):
     scored = ["val/miou" in event.metrics for event in events if isinstance(event, EpochDone)]
     assert scored == [False, True, True]
     assert isinstance(last, Finished) and last.best_epoch in (2, 3)
-
-
-def test_seconds_to_a_score_are_those_of_all_epochs_up_to_the_first_that_reached_it():
-    """Training of 10, 20, 30 s, validation of 1, 0, 3 s; what is reached later again, or never, is not told."""
-    seconds = compute_seconds_to([0.5, None, 0.69, 0.4], [10.0, 20.0, 30.0, 40.0], [1.0, 0.0, 3.0, 4.0])
-    assert seconds == {
-        "cost/seconds_to_miou_50": 11.0,
-        "cost/seconds_to_miou_60": 64.0,
-        "cost/seconds_to_miou_66": 64.0,
-    }
-    assert compute_seconds_to([0.1], [1.0], [1.0]) == {}
 
 
 def test_the_best_weights_are_the_best_epochs_and_the_last_ones_the_last_epochs(events, tmp_path):
