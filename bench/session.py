@@ -60,6 +60,17 @@ FAILED = 1  # exit code: some trial ended without a model
 DRAIN_SECONDS, DRAIN_SECONDS_STOPPED = 40.0, 5.0  # of silence; a request is given up after some 30
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What all stages of one `bench run` have in common."""
+
+    console: Console
+    data: Data
+    folder: Path
+    rules: Rules
+    ray: "RayEngine | None"
+
+
 @dataclass
 class _Outcome:
     """What came of a session's trials, and where its time went."""
@@ -109,10 +120,11 @@ def _join(console: Console, data: Data, device_name: str, cluster: Cluster) -> "
 
 def _run_experiment(console: Console, experiment: Experiment, data: Data, rules: Rules, ray: "RayEngine | None") -> int:
     folder = make_experiment_folder(experiment.name)
+    session = _Session(console, data, folder, rules, ray)
     everything, first = experiment, experiment
     if experiment.search is not None:
         everything, first = add_rung(experiment), replace(experiment, trials=make_rung(experiment))
-    plan = _make_plan(first, data, folder, rules, ray)
+    plan = _make_plan(session, first)
     if experiment.search is not None:
         console.print(format_search(experiment), markup=False)
     console.print(format_plan(first, data, plan), markup=False)
@@ -125,9 +137,9 @@ def _run_experiment(console: Console, experiment: Experiment, data: Data, rules:
     start = time.monotonic()
     with closing(Mirror(folder)) as mirror:
         if experiment.search is None:
-            outcome, wanted = _run(console, experiment, data, plan, folder, mirror, rules, jobs, ray), experiment.trials
+            outcome, wanted = _run(session, experiment, plan, mirror, jobs), experiment.trials
         else:
-            outcome, wanted = _search(console, experiment, data, plan, folder, mirror, rules, jobs, ray)
+            outcome, wanted = _search(session, experiment, plan, mirror, jobs)
         if outcome.exit_code is None and not outcome.problem:
             ordered = [outcome.results[trial] for trial in everything.trials if trial in outcome.results]
             begun = list_begun(journal.list_folders(folder).values(), data.fingerprint) if experiment.search else []
@@ -149,8 +161,9 @@ def _run_experiment(console: Console, experiment: Experiment, data: Data, rules:
     return FAILED if list_failed(ordered) or outcome.skipped else 0
 
 
-def _make_plan(experiment: Experiment, data: Data, folder: Path, rules: Rules, ray: "RayEngine | None") -> Plan:
+def _make_plan(session: _Session, experiment: Experiment) -> Plan:
     """What is left to do on the device that trials will have."""
+    data, folder, rules, ray = session.data, session.folder, session.rules, session.ray
     if ray is None:
         return make_plan(experiment, data, folder, choose_device(rules.device).type, rules.retry, rules.rerun)
     return make_plan(experiment, data, folder, ray.device_type, rules.retry, rules.rerun, ray.torch_version)
@@ -171,27 +184,18 @@ def _say_stopped(console: Console, exit_code: int) -> int:
     return exit_code
 
 
-def _run(
-    console: Console,
-    experiment: Experiment,
-    data: Data,
-    plan: Plan,
-    folder: Path,
-    mirror: Mirror,
-    rules: Rules,
-    jobs: int,
-    ray: "RayEngine | None",
-) -> _Outcome:
+def _run(session: _Session, experiment: Experiment, plan: Plan, mirror: Mirror, jobs: int) -> _Outcome:
     """Run what is pending, on the screen, until it is done, somebody stops it or the disk is full."""
+    data, folder, rules = session.data, session.folder, session.rules
     skipped = {trial: Skipped(trial.name, culprit.name) for trial, culprit in plan.skipped.items()}
     outcome = _Outcome(dict(plan.results), skipped, jobs, bool(plan.pending))
     work = {trial: compute_work(trial, data) for trial in plan.pending}
     best = max((result.metrics["val/miou"] for result in rank(plan.results.values())), default=None)
-    engine: Engine = ray or LocalEngine(data.sets, rules.device, jobs)
+    engine: Engine = session.ray or LocalEngine(data.sets, rules.device, jobs)
     with closing(engine), listen() as stop:
         running = run_pending(experiment, data, plan, folder, engine, mirror, stop)
         try:
-            with closing(running), ProgressView(console, work, best) as view:
+            with closing(running), ProgressView(session.console, work, best) as view:
                 for trial, event in running:
                     view.show(trial, event)
                     _note(outcome, trial, event)
@@ -208,22 +212,15 @@ def _run(
 
 
 def _search(
-    console: Console,
-    experiment: Experiment,
-    data: Data,
-    plan: Plan,
-    folder: Path,
-    mirror: Mirror,
-    rules: Rules,
-    jobs: int,
-    ray: "RayEngine | None",
+    session: _Session, experiment: Experiment, plan: Plan, mirror: Mirror, jobs: int
 ) -> tuple[_Outcome, tuple[Trial, ...]]:
     """Run what is pending of the rung, then in full the settings that it keeps; with `--regret` all others, too.
 
     What came of both, and the trials in full that were wanted.
     """
+    console, data, rules = session.console, session.data, session.rules
     everything = add_rung(experiment)
-    rung = _run(console, everything, data, plan, folder, mirror, rules, jobs, ray)
+    rung = _run(session, everything, plan, mirror, jobs)
     is_whole = rung.has_all(make_rung(experiment)) and not rung.is_cut_short
     if rung.exit_code is not None or rung.problem or not is_whole:
         return rung, experiment.trials
@@ -231,16 +228,16 @@ def _search(
     console.print(format_choice(experiment, rung.results), markup=False, soft_wrap=True)
     wanted = experiment.trials if rules.regret else kept
     kept_first = replace(experiment, trials=tuple(dict.fromkeys([*kept, *experiment.trials])))
-    whole = _make_plan(kept_first, data, folder, rules, ray)
+    whole = _make_plan(session, kept_first)
     full = whole.restrict(wanted)
     console.print(format_plan(replace(experiment, trials=wanted), data, full), markup=False)
-    if ray is None and rules.jobs is None and (not plan.pending or len(full.pending) < jobs):
+    if session.ray is None and rules.jobs is None and (not plan.pending or len(full.pending) < jobs):
         with listen() as stop:
             jobs = _choose_jobs(console, full, data, rules.device, stop)
         if stop.exit_code is not None:
             return replace(rung, exit_code=stop.exit_code), wanted
-    _check_disk(folder, full, jobs)
-    outcome = _run(console, everything, data, full, folder, mirror, rules, jobs, ray)
+    _check_disk(session.folder, full, jobs)
+    outcome = _run(session, everything, full, mirror, jobs)
     # others that were trained in full before: they are ranked, too, and what is wanted of them is in the outcome anew
     before = {trial: result for trial, result in (whole.results | whole.redo).items() if trial not in full.redo}
     outcome.results = before | outcome.results | rung.results
