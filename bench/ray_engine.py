@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ class RayEngine:
         self._photos: dict[int, Any] = {}  # references, by image size
         self._attempts: list[_Attempt] = []
         _connect(ray, address)
-        try:
+        with ExitStack() as undo:
+            undo.callback(ray.shutdown)  # whatever stops us before we are ready
             hosts = _list_hosts(ray)
             if gpus_per_trial is None:
                 has_gpus = any(host.get("GPU") for host in hosts.values())
@@ -85,9 +86,7 @@ class RayEngine:
             )
             self._stopper = ray.remote(num_cpus=0)(_Stopper).options(scheduling_strategy=here).remote()
             self._work = make_worker(ray)
-        except BaseException:
-            ray.shutdown()
-            raise
+            undo.pop_all()
         self._num_places, self._counted = 0, -HOSTS_SECONDS
 
     @property
