@@ -4,7 +4,6 @@ In:  results of one experiment, and what each model hit and missed in each photo
 Knows nothing of files, of a clock or of how it is shown.
 """
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from bench.statistics import (
     draw,
     estimate,
 )
-from bench.trial import TrialResult
+from bench.trial import TrialResult, format_value
 
 SEED, EPOCHS = "seed", "epochs"
 NAMED = ("init_features", "lr", "image_size", "loss")  # of a setting that stands alone
@@ -178,11 +177,6 @@ def find_axes(tried: Sequence[Mapping[str, Any]], short: Sequence[Mapping[str, A
 def name_settings(settings: Mapping[str, Any], varying: Sequence[str], separator: str = " ") -> str:
     """What tells a setting from others; where nothing varies, what it is."""
     return separator.join(f"{name}={format_value(settings.get(name))}" for name in varying or NAMED)
-
-
-def format_value(value: Any) -> str:
-    """A setting's value as an experiment file has it: null, true, 0.001."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def identify(settings: Mapping[str, Any]) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import Leaderboard, Row, format_value
+from bench.compare import Leaderboard, Row
 from bench.table import format_markdown
-from bench.trial import TrialResult
+from bench.trial import TrialResult, format_value
 
 # Each starts what is ours of a description: what somebody wrote above it stays.
 RUN_HEADING = "Settings that vary:"

@@ -7,8 +7,9 @@ Knows nothing of files, charts or photos.
 from collections.abc import Iterable
 from html import escape
 
-from bench.compare import NO_SPREAD, ONE_SEED, Effect, Leaderboard, Row, format_value, mark_machine, name_settings
+from bench.compare import NO_SPREAD, ONE_SEED, Effect, Leaderboard, Row, mark_machine, name_settings
 from bench.statistics import Estimate
+from bench.trial import format_value
 
 MAX_ROWS = 1000  # of the table; a browser sorts them in a moment
 BAR_WIDTH, BAR_HEIGHT = 132, 18  # px, of an interval with its seeds

@@ -22,7 +22,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from bench.compare import NO_SPREAD, Leaderboard, format_value, mark_machine, sort_values
+from bench.compare import NO_SPREAD, Leaderboard, mark_machine, sort_values
 from bench.curves import Curves, load_curves
 from bench.gallery import Gallery, make_gallery
 from bench.journal import list_folders, read_settings
@@ -38,6 +38,7 @@ from bench.page import (
     make_leaderboard_table,
     name_row,
 )
+from bench.trial import format_value
 from catseg.errors import InputError
 from catseg.files import save_bytes
 from catseg.photo import FALSE_ALARM, HIT, MISS, VOID_GREY

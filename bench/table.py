@@ -20,13 +20,13 @@ from bench.compare import (
     Leaderboard,
     Row,
     find_machine,
-    format_value,
     mark_machine,
     name_settings,
 )
 from bench.environment import MIXED
 from bench.statistics import Estimate
 from bench.terminal import format_failed
+from bench.trial import format_value
 
 MAX_ROWS = 100  # on a terminal: nobody reads ten thousand
 

@@ -34,7 +34,7 @@ from bench.description import describe_data, format_board_note, format_run_note,
 from bench.journal import History, read_history, read_result, read_settings
 from bench.standing import Standing
 from bench.store import ARTIFACTS, ENVIRONMENT, find_store_uri, lacks_default_store, make_store
-from bench.trial import TrialResult
+from bench.trial import TrialResult, format_value
 from bench.view import VIEW_TAG, format_view, is_kept_by_others
 
 # An image is two files; the thumbnail is written last. Cut between the two, the larger one stands there twice.
@@ -252,7 +252,7 @@ class Tracker:
 
         if not run.has_params:
             varying_first = sorted(settings["settings"].items(), key=lambda item: item[0] not in settings["varying"])
-            params = [Param(name, str(value)) for name, value in varying_first]
+            params = [Param(name, format_value(value)) for name, value in varying_first]
             self._change(self._client.log_batch, run.run_id, params=params, synchronous=True)
             run.has_params = True
         if not run.has_data:

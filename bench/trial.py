@@ -38,6 +38,11 @@ LATER_SETTINGS: dict[str, Any] = {
 CHECKPOINT_EVERY_SECONDS = 60.0  # at most so much training is lost in a kill, or one epoch if that is longer
 
 
+def format_value(value: Any) -> str:
+    """A setting's value as an experiment file has it: null, true, 0.001."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True)
 class Trial:
     """One point of a grid, seed included. Each part of catseg is given only its own config."""
@@ -63,7 +68,8 @@ class Trial:
         """What sets this trial apart from the others of its grid, for people; for a grid of one, what it is."""
         settings = self.settings
         return " ".join(
-            f"{name}={settings[name]}" for name in self.varying or ("init_features", "lr", "image_size", "loss")
+            f"{name}={format_value(settings[name])}"
+            for name in self.varying or ("init_features", "lr", "image_size", "loss")
         )
 
     def make_key(self, data_fingerprint: str) -> str:

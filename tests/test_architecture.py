@@ -132,8 +132,16 @@ ALLOWED = {
     "bench.curves": {"numpy", "bench.compare", "bench.journal"},
     "bench.gallery": {"numpy", "PIL", "bench.compare", "bench.curves", "bench.journal", "catseg.checkpoint"}
     | {"catseg.dataset", "catseg.device", "catseg.errors", "catseg.folder", "catseg.inference", "catseg.photo"},
-    "bench.page": {"bench.compare", "bench.statistics"},
-    "bench.report": {"plotly", "bench.compare", "bench.curves", "bench.gallery", "bench.journal", "bench.page"}
+    "bench.page": {"bench.compare", "bench.statistics", "bench.trial"},
+    "bench.report": {
+        "plotly",
+        "bench.trial",
+        "bench.compare",
+        "bench.curves",
+        "bench.gallery",
+        "bench.journal",
+        "bench.page",
+    }
     | {"catseg.errors", "catseg.files", "catseg.photo"},
     "bench.plan": {"bench.environment", "bench.journal", "bench.run", "bench.trial", "catseg.dataset"}
     | {"catseg.settings"},
@@ -142,7 +150,8 @@ ALLOWED = {
     "bench.driver": {"torch", "bench.claim", "bench.environment", "bench.journal", "bench.mirror"}
     | {"bench.plan", "bench.run", "bench.stops", "bench.trial", "catseg.dataset"},
     "bench.terminal": {"rich", "bench.plan", "bench.trial", "catseg.dataset"},
-    "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"},
+    "bench.table": {"rich", "bench.compare", "bench.environment", "bench.statistics", "bench.terminal"}
+    | {"bench.trial"},
     "bench.rules": {"bench.trial", "catseg.errors"},
     "bench.session": {"rich", "bench.claim", "bench.compare", "bench.driver", "bench.engine", "bench.grid"}
     | {"bench.jobs", "bench.journal", "bench.mirror", "bench.plan", "bench.ray_engine", "bench.report", "bench.rules"}

@@ -118,9 +118,9 @@ def test_only_keeps_the_trials_that_match_and_their_names(load, only, names):
 @pytest.mark.parametrize(
     ("only", "names"),
     [
-        ("ema=null", ["ema=None deep_supervision=False", "ema=None deep_supervision=True"]),
-        ("deep_supervision=true,ema=0.990", ["ema=0.99 deep_supervision=True"]),
-        ("deep_supervision=False,ema=None", ["ema=None deep_supervision=False"]),  # as trials are named
+        ("ema=null", ["ema=null deep_supervision=false", "ema=null deep_supervision=true"]),
+        ("deep_supervision=true,ema=0.990", ["ema=0.99 deep_supervision=true"]),
+        ("deep_supervision=False,ema=None", ["ema=null deep_supervision=false"]),  # as Python has them
     ],
 )
 def test_only_takes_null_true_and_false_as_the_file_has_them(load, only, names):
